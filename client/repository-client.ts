@@ -1,0 +1,48 @@
+/** The client's view of one repository on one server: typed calls over HTTP, nothing of sources or files. */
+import type { FrameVerdict } from '../src/core/frames.js'
+import type { SessionId, SnapshotId } from '../src/core/ids.js'
+import type {
+  AddKeySlotRequest, AttachRepositoryRequest, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
+  KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+  TokenInfo,
+} from '../src/core/messages.js'
+
+export interface Call { readonly signal?: AbortSignal }
+
+/** A chunk as it arrived; the caller verifies its id (verifiedChunks in client/read-chunks.ts does). `bytes` undefined = the server has it
+ *  not, or only damaged. `index` is the place in the request. */
+export interface ReadChunk { readonly index: number; readonly status: 'ok' | 'missing' | 'not-readable'; readonly bytes: Buffer | undefined }
+
+export interface RepositoryClient {
+  openSession(request: OpenSessionRequest, call?: Call): Promise<OpenSessionReply>
+  /** Bitmap, bit set = missing. */
+  findMissing(session: SessionId, idProofs: Buffer, call?: Call): Promise<Buffer>
+  /** `parts`: frame headers and payloads in order; total bytes known. */
+  putChunks(session: SessionId, parts: readonly Uint8Array[], frames: number, call?: Call): Promise<FrameVerdict[]>
+  /** Chunks in the server's order, each requested index exactly once. @throws BODY_TRUNCATED when the stream was cut. */
+  readChunks(session: SessionId, ids: Buffer, call?: Call): AsyncIterable<ReadChunk>
+  commit(session: SessionId, request: CommitRequest, call?: Call): Promise<CommitReply>
+  closeSession(session: SessionId, call?: Call): Promise<void>
+  listSnapshots(query: { after?: string; limit?: number; source?: string; tag?: string }, call?: Call): Promise<SnapshotPage>
+  getSnapshot(id: SnapshotId, call?: Call): Promise<SignedSnapshot>
+  deleteSnapshot(id: SnapshotId, call?: Call): Promise<void>
+  info(call?: Call): Promise<RepositoryInfo>
+  stats(call?: Call): Promise<RepositoryStats>
+  check(options: { readDataPercent: number }, call?: Call): AsyncIterable<MaintenanceEvent>
+  rebuild(call?: Call): AsyncIterable<MaintenanceEvent>
+  listKeySlots(call?: Call): Promise<KeySlotInfo[]>
+  addKeySlot(request: AddKeySlotRequest, call?: Call): Promise<KeySlotInfo>
+  removeKeySlot(slotId: string, call?: Call): Promise<void>
+  rotateKeyfile(call?: Call): Promise<KeySlotInfo>
+  close(): Promise<void>
+}
+/** Administration of a server: repositories and tokens. */
+export interface ServerClient {
+  listRepositories(call?: Call): Promise<RepositoryInfo[]>
+  createRepository(request: CreateRepositoryRequest, call?: Call): Promise<RepositoryInfo>
+  attachRepository(request: AttachRepositoryRequest, call?: Call): Promise<RepositoryInfo>
+  listTokens(call?: Call): Promise<TokenInfo[]>
+  createToken(request: CreateTokenRequest, call?: Call): Promise<CreateTokenReply>
+  revokeToken(tokenId: string, call?: Call): Promise<void>
+  close(): Promise<void>
+}

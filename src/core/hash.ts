@@ -1,0 +1,33 @@
+/** BLAKE3: chunk ids with their proofs, subkeys, pack and snapshot names. The only importer of blake3. */
+import { createHash, deriveKey as blake3DeriveKey, hash as blake3Hash, keyedHash } from 'blake3'
+import { CHUNK_ID_BYTES, ID_PROOF_BYTES } from './ids.js'
+import { asBuffer } from './bytes.js'
+
+/** 48 bytes: chunk id (32) then proof (16), one extended keyed BLAKE3 output.
+ *  Shape: a fresh buffer. `bytes` must not be backed by a SharedArrayBuffer (the native module crashes on those). */
+export function hashChunk(dedupKey: Buffer, bytes: Uint8Array): Buffer {
+  return asBuffer(keyedHash(dedupKey, asBuffer(bytes), { length: ID_PROOF_BYTES }))
+}
+export const idOf = (idProof: Buffer): Buffer => idProof.subarray(0, CHUNK_ID_BYTES)
+export const proofOf = (idProof: Buffer): Buffer => idProof.subarray(CHUNK_ID_BYTES, ID_PROOF_BYTES)
+
+/** A 32-byte subkey. `context` is a constant that names one use ("roost v1 …"); `material` is secret. */
+export function deriveKey(context: string, material: Buffer): Buffer {
+  return asBuffer(blake3DeriveKey(context, material, { length: 32 }))
+}
+/** A 32-byte pseudo-random value of a public input under a secret key (per-pack keys from salts). */
+export function keyedDigest(key: Buffer, bytes: Uint8Array): Buffer {
+  return asBuffer(keyedHash(key, asBuffer(bytes), { length: 32 }))
+}
+export function digest(bytes: Uint8Array): Buffer {
+  return asBuffer(blake3Hash(asBuffer(bytes), { length: 32 }))
+}
+export interface StreamingDigest { update(bytes: Uint8Array): void; hex(): string }
+/** Plain BLAKE3-256 over a stream. `hex()` ends it. */
+export function streamingDigest(): StreamingDigest {
+  const hasher = createHash()
+  return {
+    update: (bytes) => { hasher.update(asBuffer(bytes)) },
+    hex: () => asBuffer(hasher.digest({ length: 32 } as never) as Buffer).toString('hex'),
+  }
+}

@@ -1,0 +1,140 @@
+/** The vocabulary of the API as types: JSON messages that the repository answers, the server carries and clients read.
+import type { ErrorCode, ErrorDetails, RetryAdvice } from './errors.js'
+
+export interface WireError {
+  readonly code: ErrorCode; readonly message: string; readonly retry: RetryAdvice
+  readonly requestId: string; readonly details: ErrorDetails
+}
+
+export type SourceMode = 'files' | 'image' | 'stdin'
+
+/** How clients of one repository cut, so that equal data gives equal chunks. Part of the repository, never changed. */
+export interface ChunkerParameters {
+  /** 64 hex digits; seeds the gear table. */
+  readonly gearSeed: string
+  readonly minBytes: number
+  readonly averageBytes: number
+  readonly maxBytes: number
+  /** Default for new image sources; an image keeps the size that its parent snapshot used. */
+  readonly imageChunkBytes: number
+}
+
+export interface WireLimits {
+  readonly chunkBytesMax: number; readonly nodeBytesMax: number; readonly bodyBytesMax: number; readonly bodyFramesMax: number
+  readonly missingIdsMax: number; readonly readIdsMax: number; readonly sessionBodiesInFlightMax: number
+}
+
+export type OpenSessionRequest =
+  | { readonly kind: 'push'; readonly source: string; readonly mode: SourceMode
+      /** `latest`: the newest snapshot of the same source; null: none; else a snapshot id. */
+      readonly parent: string | 'latest' | null }
+  | { readonly kind: 'read'; readonly snapshot: string }
+
+export interface OpenSessionReply {
+  readonly sessionId: string
+  readonly repositoryId: string
+  /** 64 hex digits: keys chunk ids and proofs. */
+  readonly dedupKey: string
+  /** 64 hex digits: Ed25519 public key that verifies snapshots. */
+  readonly verifyKey: string
+  readonly chunker: ChunkerParameters
+  readonly limits: WireLimits
+  readonly wireCodecs: readonly ('raw' | 'zstd')[]
+  readonly idleMs: number
+  /** The parent (push) or the snapshot itself (read); absent when there is none. */
+  readonly snapshot?: SignedSnapshot
+}
+
+/** `record` is the base64 of the exact signed bytes: the JSON of a SnapshotRecord. */
+export interface SignedSnapshot { readonly id: string; readonly record: string; readonly signature: string }
+
+export interface SnapshotStatistics {
+  readonly files: number; readonly directories: number; readonly others: number
+  /** Logical bytes of the source (files' sizes; the image's virtual size). */
+  readonly sourceBytes: number
+  readonly bytesRead: number
+  readonly chunksTotal: number; readonly chunksSent: number
+  /** Plaintext bytes of the chunks sent, and bytes on the wire. */
+  readonly bytesSent: number; readonly bytesOnWire: number
+  readonly errors: number; readonly durationMs: number; readonly cpuMs: number
+}
+
+/** What the client says of its snapshot at commit. */
+export interface CommitRequest {
+  /** Chunk id (hex) of the root node. */
+  readonly root: string
+  readonly host: string
+  readonly user: string
+  /** For people only, lossy UTF-8; exact names are in the tree. */
+  readonly paths: readonly string[]
+  readonly tags: readonly string[]
+  /** The client's clock, ms; retention uses the server's receivedAtMs. */
+  readonly startedAtMs: number
+  readonly statistics: SnapshotStatistics
+  /** Free-form JSON of the source (chunk size of an image, a machine's description). */
+  readonly description?: Readonly<Record<string, unknown>>
+}
+export interface CommitReply { readonly snapshot: SignedSnapshot; readonly alreadyCommitted: boolean }
+
+/** The signed content of a snapshot. */
+export interface SnapshotRecord extends CommitRequest {
+  readonly format: 1
+  readonly repositoryId: string
+  readonly source: string
+  readonly mode: SourceMode
+  readonly parent: string | null
+  /** The server's clock at commit, ms. */
+  readonly receivedAtMs: number
+  /** The push session that made it: makes a repeated commit answer the same. */
+  readonly sessionId: string
+}
+
+export interface SnapshotPage { readonly snapshots: readonly SignedSnapshot[]; readonly next: string | null }
+
+export interface RepositoryInfo {
+  readonly name: string; readonly repositoryId: string; readonly mode: 'server'; readonly createdAtMs: number
+  readonly targets: readonly string[]; readonly verifyKey: string; readonly chunker: ChunkerParameters
+  readonly state: 'ready' | 'rebuild-needed'
+}
+export interface CreateRepositoryRequest {
+  readonly name: string
+  readonly target?: string
+  readonly chunker?: Partial<Omit<ChunkerParameters, 'gearSeed'>>
+}
+/** Opens a repository that exists on its target but not on this server. */
+export interface AttachRepositoryRequest { readonly name: string; readonly target: string; readonly passphrase?: string; readonly recoverySecretKey?: string }
+
+export const TOKEN_SCOPES = ['push', 'read', 'delete', 'admin'] as const
+export type TokenScope = (typeof TOKEN_SCOPES)[number]
+export interface TokenGrant {
+  /** A repository's name, or `*`. */
+  readonly repository: string
+  readonly scopes: readonly TokenScope[]
+  /** Limits push and read to this source name. */
+  readonly source?: string
+}
+export interface CreateTokenRequest { readonly label: string; readonly grants: readonly TokenGrant[]; readonly expiresAtMs?: number }
+export interface TokenInfo { readonly tokenId: string; readonly label: string; readonly grants: readonly TokenGrant[]; readonly createdAtMs: number; readonly expiresAtMs?: number }
+/** The only time the secret is shown. */
+export interface CreateTokenReply extends TokenInfo { readonly token: string }
+
+export interface RepositoryStats {
+  readonly snapshots: number; readonly packs: number; readonly chunks: number; readonly dataChunks: number; readonly nodeChunks: number
+  /** Plaintext bytes of all chunks, and bytes of packs as stored. */
+  readonly rawBytes: number; readonly storedBytes: number
+  readonly spoolPacks: number; readonly spoolBytes: number
+  readonly sessionsOpen: number
+}
+
+export type KeySlotKind = 'keyfile' | 'passphrase' | 'recovery'
+export interface KeySlotInfo { readonly slotId: string; readonly kind: KeySlotKind; readonly label: string; readonly createdAtMs: number }
+export type AddKeySlotRequest =
+  | { readonly kind: 'passphrase'; readonly label: string; readonly passphrase: string }
+  | { readonly kind: 'recovery'; readonly label: string; readonly publicKey: string }
+
+/** Lines of a check's or rebuild's NDJSON reply; the last is `done` or `failed`. */
+export type MaintenanceEvent =
+  | { readonly type: 'progress'; readonly phase: string; readonly done: number; readonly total: number }
+  | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string }
+  | { readonly type: 'done'; readonly problems: number; readonly counts: Readonly<Record<string, number>> }
+  | { readonly type: 'failed'; readonly error: WireError }

@@ -1,0 +1,42 @@
+/** zstd with reused contexts. Synchronous by nature: servers call it in worker threads. The only importer of zstd-napi. */
+import { Compressor, Decompressor } from 'zstd-napi'
+
+export interface ZstdEncoder { encode(bytes: Uint8Array): Buffer }
+/** Holds a compression context (about 1 MiB at level 1); make one per thread and level. */
+export function zstdEncoder(level: number): ZstdEncoder {
+  const compressor = new Compressor()
+  compressor.setParameters({ compressionLevel: level })
+  return { encode: (bytes) => compressor.compress(bytes) }
+}
+
+let decompressor: Decompressor | undefined
+/** Exactly `rawBytes` of plaintext, or undefined when the frame is damaged or holds any other length.
+ *  Memory: the frame's own claim is compared with `rawBytes` before anything is allocated. */
+export function zstdDecode(bytes: Uint8Array, rawBytes: number): Buffer | undefined {
+  if (zstdContentBytes(bytes) !== rawBytes) return undefined
+  decompressor ??= new Decompressor()
+  try {
+    const plain = decompressor.decompress(bytes)
+    return plain.byteLength === rawBytes ? plain : undefined
+  } catch {
+    // zstd reports a damaged frame by throwing; the caller names which frame.
+    return undefined
+  }
+}
+
+/** The content size that a frame's header states (RFC 8878 §3.1.1.1), or undefined when absent or malformed. */
+export function zstdContentBytes(frame: Uint8Array): number | undefined {
+  const b = Buffer.from(frame.buffer, frame.byteOffset, frame.byteLength)
+  if (b.byteLength < 6 || b.readUInt32LE(0) !== 0xfd2fb528) return undefined
+  const descriptor = b[4]!
+  const single = (descriptor & 0x20) !== 0
+  const flag = descriptor >> 6
+  const at = 5 + (single ? 0 : 1) + [0, 1, 2, 4][descriptor & 3]!
+  const width = [single ? 1 : 0, 2, 4, 8][flag]!
+  if (width === 0 || at + width > b.byteLength) return undefined
+  if (width === 1) return b[at]!
+  if (width === 2) return b.readUInt16LE(at) + 256
+  if (width === 4) return b.readUInt32LE(at)
+  const size = b.readBigUInt64LE(at)
+  return size > BigInt(Number.MAX_SAFE_INTEGER) ? undefined : Number(size)
+}

@@ -1,0 +1,145 @@
+/** The index port: where is chunk X, what is in pack P, and the small durable state of sessions and snapshots.
+ *
+ *  A cache plus a journal, rebuildable from packs and snapshots on the targets. Each method is ONE transaction that states
+ *  its intent, takes and returns packed batches, and holds nothing open across awaits, so that LMDB (embedded) and an SQL
+ *  engine shared by several servers both fit. Contract, proved by test/conformance/chunk-index.ts:
+ *   1. A method resolves when its effect is visible to every later call; those marked *durable* also survive a power cut.
+ *   2. addPack never replaces an id's existing live location (first writer wins); the loser's entries are simply dead.
+ *   3. pinPresent looks and pins in one transaction: no collector can condemn between the two.
+ *   4. All writes of a session check, in the same transaction, that the session is open, else SESSION_LOST.
+ *   5. Pins are bits: (session, pack number, entry number). `pinned` = proven or pushed in this session;
+ *      `inherited` = listed by a node that the session read from its snapshot (implies pinned).
+ */
+import type { ChunkKind, PackId, PackNumber, SessionId, SnapshotId } from '../core/ids.js'
+
+/** Struct of arrays; row i answers query i. packNumber 0 = not present. */
+export interface Locations {
+  readonly count: number
+  readonly packNumbers: Uint32Array
+  readonly entryNumbers: Uint32Array
+  readonly kinds: Uint8Array
+  readonly blockOffsets: Uint32Array
+  readonly blockStoredBytes: Uint32Array
+  readonly offsetsInBlock: Uint32Array
+  readonly rawBytes: Uint32Array
+}
+
+/** Entries of one pack in entry order. `idProofs` is 48 bytes an entry. Block fields are per entry. */
+export interface PackEntries {
+  readonly count: number
+  readonly idProofs: Buffer
+  readonly rawBytes: Uint32Array
+  readonly blockOffsets: Uint32Array
+  readonly blockStoredBytes: Uint32Array
+  readonly offsetsInBlock: Uint32Array
+}
+
+/** `spooled`: sealed and fsynced locally, not yet on its targets. `stored`: durable under the repository's write policy. */
+export type PackState = 'spooled' | 'stored'
+export interface PackRow {
+  readonly packNumber: PackNumber; readonly packId: PackId; readonly kind: ChunkKind; readonly state: PackState
+  readonly storedBytes: number; readonly rawBytes: number; readonly entryCount: number
+}
+
+export interface SessionRow {
+  readonly sessionId: SessionId
+  readonly kind: 'push' | 'read'
+  readonly source: string
+  readonly mode: string
+  /** The parent (push) or the snapshot being read. */
+  readonly snapshot: SnapshotId | null
+  readonly tokenId: string
+  readonly openedAtMs: number
+  readonly lastUsedAtMs: number
+}
+export interface SnapshotRow {
+  /** Order of commit in this index, from 1. */
+  readonly sequence: number
+  readonly snapshotId: SnapshotId
+  readonly source: string
+  readonly receivedAtMs: number
+  readonly tags: readonly string[]
+  /** The exact signed bytes and their signature, so that listings never touch a target. */
+  readonly record: Buffer
+  readonly signature: Buffer
+}
+
+/** What a commit may rely on for one reference. */
+export const REF_STATES = { missing: 0, wrongKind: 1, unpinned: 2, pinned: 3, inherited: 4 } as const
+export type RefState = (typeof REF_STATES)[keyof typeof REF_STATES]
+
+/** Pins to add for entries of a pack in the transaction that adds it: one bitmap (bit = entry number) per session. */
+export interface PackPins { readonly sessionId: SessionId; readonly bitmap: Uint8Array }
+
+export interface IndexTotals {
+  readonly packs: number; readonly chunks: number; readonly dataChunks: number; readonly nodeChunks: number
+  readonly rawBytes: number; readonly storedBytes: number; readonly spooledPacks: number; readonly spooledBytes: number
+  readonly snapshots: number; readonly sessionsOpen: number
+}
+
+export interface ChunkIndex {
+  /** True when the last process closed the index; false after a crash: its sessions were dropped at open. */
+  readonly openedClean: boolean
+
+  // packs and chunks
+  /** Durable. `count` fresh numbers, first one returned; numbers start at 1 and are never handed out twice, crash or not. */
+  reservePackNumbers(count: number): Promise<PackNumber>
+  /** Durable. Adds the pack and all its entries (entries whose id is already live elsewhere are skipped), and the pins.
+   *  Repeating it for the same pack id is harmless and returns the pack number it already has. */
+  addPack(pack: PackRow, entries: PackEntries, pins: readonly PackPins[]): Promise<PackNumber>
+  /** Durable. */
+  markPackStored(packNumber: PackNumber): Promise<void>
+  getPack(packNumber: PackNumber): Promise<PackRow | undefined>
+  findPack(packId: PackId): Promise<PackRow | undefined>
+  /** Ascending pack number, strictly after `after` (0 = from the start). */
+  listPacks(after: number, limit: number): Promise<PackRow[]>
+  /** `ids`: packed 32 bytes each. */
+  locate(ids: Buffer): Promise<Locations>
+  /** Up to `limit` chunk ids in ascending order strictly after `after` (undefined = start), with their locations. */
+  scanChunks(after: Buffer | undefined, limit: number): Promise<{ ids: Buffer; locations: Locations }>
+  totals(): Promise<IndexTotals>
+
+  // sessions and pins
+  /** Durable. */
+  openSession(session: SessionRow): Promise<void>
+  getSession(sessionId: SessionId): Promise<SessionRow | undefined>
+  listSessions(): Promise<SessionRow[]>
+  /** Cheap; not durable. @throws SESSION_LOST */
+  touchSession(sessionId: SessionId, nowMs: number): Promise<void>
+  /** Durable. Drops the session with all its pins; absent is fine. */
+  closeSession(sessionId: SessionId): Promise<void>
+  /** `idProofs`: 48 bytes each. Bit i of the reply is set when i is present *with this proof* (compared in constant time);
+   *  those are pinned. @throws SESSION_LOST */
+  pinPresent(sessionId: SessionId, idProofs: Buffer): Promise<Uint8Array>
+  /** Pins by position: for chunks just placed in a pack that is not added yet. @throws SESSION_LOST */
+  pinEntries(sessionId: SessionId, packNumber: PackNumber, bitmap: Uint8Array): Promise<void>
+  /** Marks present ones of `ids` (32 bytes each) inherited (and pinned). Bit i of the reply: present. @throws SESSION_LOST */
+  inheritRefs(sessionId: SessionId, ids: Buffer): Promise<Uint8Array>
+  /** One RefState per reference; `refs` is packed as in node-format (kind u8, id 32). @throws SESSION_LOST */
+  inspectRefs(sessionId: SessionId, refs: Buffer): Promise<Uint8Array>
+
+  // snapshots
+  /** Durable. Adds the snapshot and closes its push session in one transaction; `sequence` is assigned. With `session`
+   *  null (rebuild) no session is checked. Repeating it for the same snapshot id returns the existing row.
+   *  @throws SESSION_LOST when the session is gone and the snapshot is not there yet. */
+  commitSnapshot(snapshot: Omit<SnapshotRow, 'sequence'>, session: SessionId | null): Promise<SnapshotRow>
+  getSnapshot(snapshotId: SnapshotId): Promise<SnapshotRow | undefined>
+  /** Newest first, strictly below sequence `before` (undefined = from the newest). */
+  listSnapshots(query: { before?: number; limit: number; source?: string; tag?: string }): Promise<SnapshotRow[]>
+  /** The snapshot that this (closed) push session made, so that a repeated commit finds it. */
+  findSnapshotOfSession(sessionId: SessionId): Promise<SnapshotRow | undefined>
+  /** Durable. Absent is fine. */
+  deleteSnapshot(snapshotId: SnapshotId): Promise<void>
+
+  // lifetime
+  /** Durable. Whether packs and snapshots of the target have been taken in completely (see rebuild). */
+  setComplete(complete: boolean): Promise<void>
+  isComplete(): Promise<boolean>
+  /** Waits until everything visible is durable. */
+  flush(): Promise<void>
+  /** Flushes and marks the close as clean. Idempotent. */
+  close(): Promise<void>
+}
+
+/** What an index is bound to; opening one that is bound to another repository is refused with INDEX_CORRUPT. */
+export interface IndexIdentity { readonly repositoryId: string; readonly formatVersion: number }

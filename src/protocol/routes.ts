@@ -1,0 +1,47 @@
+/** Paths, header names and media types of the HTTP API (docs/protocol.md is normative). */
+
+export const PROTOCOL_VERSION = 1
+export const DEFAULT_PORT = 8470
+
+export const MEDIA = {
+  frames: 'application/vnd.roost.frames',
+  idProofs: 'application/vnd.roost.id-proofs',
+  ids: 'application/vnd.roost.ids',
+  bitmap: 'application/vnd.roost.bitmap',
+  verdicts: 'application/vnd.roost.verdicts',
+  readFrames: 'application/vnd.roost.read-frames',
+  progress: 'application/x-ndjson',
+} as const
+
+/** Patterns as fastify takes them; `routePath` fills them in. */
+export const ROUTES = {
+  health: '/healthz',
+  ready: '/readyz',
+  openapi: '/openapi.json',
+  repositories: '/v1/repositories',
+  repository: '/v1/repositories/:repository',
+  tokens: '/v1/tokens',
+  token: '/v1/tokens/:token',
+  sessions: '/v1/repositories/:repository/sessions',
+  session: '/v1/repositories/:repository/sessions/:session',
+  sessionMissing: '/v1/repositories/:repository/sessions/:session/missing',
+  sessionChunks: '/v1/repositories/:repository/sessions/:session/chunks',
+  sessionRead: '/v1/repositories/:repository/sessions/:session/read',
+  sessionCommit: '/v1/repositories/:repository/sessions/:session/commit',
+  snapshots: '/v1/repositories/:repository/snapshots',
+  snapshot: '/v1/repositories/:repository/snapshots/:snapshot',
+  stats: '/v1/repositories/:repository/stats',
+  check: '/v1/repositories/:repository/check',
+  rebuild: '/v1/repositories/:repository/rebuild',
+  keySlots: '/v1/repositories/:repository/keys',
+  keySlot: '/v1/repositories/:repository/keys/:slot',
+  keyRotate: '/v1/repositories/:repository/keys/rotate',
+} as const
+
+export function routePath(pattern: string, params: Readonly<Record<string, string>> = {}): string {
+  return pattern.replace(/:([a-z]+)/g, (_whole, name: string) => {
+    const value = params[name]
+    if (value === undefined) throw new TypeError(`route ${pattern} needs ${name}`)
+    return encodeURIComponent(value)
+  })
+}

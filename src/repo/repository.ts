@@ -1,0 +1,58 @@
+/** What one open repository offers to the server and the command line: each method is a use case in a file of its own. */
+import type { SessionId, SnapshotId } from '../core/ids.js'
+import type { SessionRow } from '../index/chunk-index.js'
+import type {
+  AddKeySlotRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest,
+  RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+} from '../core/messages.js'
+
+export interface SnapshotQuery {
+  /** Opaque `next` of the page before. */
+  readonly after?: string
+  readonly limit: number
+  readonly source?: string
+  readonly tag?: string
+}
+export interface CheckOptions {
+  /** Share of packs whose every byte is read, 0–100. */
+  readonly readDataPercent: number
+}
+/** A body of chunk frames in memory of its own. Ownership passes to the repository with the call and comes back with
+ *  the result (a worker thread has it meanwhile). */
+export interface FrameBody { readonly buffer: ArrayBuffer; readonly bytes: number }
+
+export interface Repository {
+  readonly name: string
+  info(): RepositoryInfo
+
+  /** `sourceLimit`: the only source that the token may use, if it is limited. */
+  openSession(request: OpenSessionRequest, caller: { readonly tokenId: string; readonly sourceLimit?: string }): Promise<OpenSessionReply>
+  /** @throws SESSION_LOST */
+  requireSession(sessionId: SessionId): Promise<SessionRow>
+  /** Reply: bitmap, bit set = missing. */
+  findMissing(sessionId: SessionId, idProofs: Buffer): Promise<Buffer>
+  /** Reply: one FrameVerdict byte per frame, and the buffer back for reuse. */
+  putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: ArrayBuffer }>
+  /** Encoded read frames in the order of the packs, ending with the READ_END frame. */
+  readChunks(sessionId: SessionId, ids: Buffer, signal: AbortSignal): AsyncIterable<Buffer>
+  commit(sessionId: SessionId, request: CommitRequest, signal: AbortSignal): Promise<CommitReply>
+  closeSession(sessionId: SessionId): Promise<void>
+
+  listSnapshots(query: SnapshotQuery): Promise<SnapshotPage>
+  /** @throws SNAPSHOT_UNKNOWN */
+  getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot>
+  deleteSnapshot(snapshotId: SnapshotId): Promise<void>
+  stats(): Promise<RepositoryStats>
+  check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+  rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+
+  listKeySlots(): Promise<KeySlotInfo[]>
+  addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo>
+  /** @throws KEY_SLOT_UNKNOWN; KEY_SLOT_LAST */
+  removeKeySlot(slotId: string): Promise<void>
+  /** Replaces the server's keyfile and its slot. */
+  rotateKeyfile(): Promise<KeySlotInfo>
+
+  /** Seals and uploads what is open, then closes the index. Idempotent. */
+  close(): Promise<void>
+}
