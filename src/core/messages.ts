@@ -1,4 +1,4 @@
-/** The vocabulary of the API as types: JSON messages that the repository answers, the server carries and clients read.
+/** The vocabulary of the API as types: JSON messages that the repository answers, the server carries and clients read. */
 import type { ErrorCode, ErrorDetails, RetryAdvice } from './errors.js'
 
 export interface WireError {
