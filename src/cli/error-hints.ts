@@ -1,0 +1,93 @@
+/** What to do next, for every code of the catalogue and the network's own errors. docs/errors.md says the same at length. */
+import { isAbort, isErrno, RoostError, type ErrorCode } from '../core/errors.js'
+import { UsageError } from './exit-codes.js'
+
+export const ERROR_HINTS: Readonly<Record<ErrorCode, string>> = {
+  ID_MALFORMED: 'Check the id for typing errors; `roost snapshots` lists the valid ones.',
+  REQUEST_MALFORMED: 'Check the arguments; if they are right, client and server may be of different versions.',
+  FRAME_MALFORMED: 'Client and server may be of different versions, or a proxy changes bodies in between.',
+  BODY_TRUNCATED: 'The connection broke. Run the command again: what arrived is not sent twice.',
+  AUTH_REQUIRED: 'Check the token in ROOST_TOKEN_FILE or ROOST_TOKEN; it may have been revoked or have expired.',
+  AUTH_FORBIDDEN: 'The token lacks the scope, the repository or the source name; `roost token list` (as admin) shows its grants.',
+  CHUNK_NOT_READABLE: 'Chunks are readable only through a snapshot that lists them; if this came from a plain restore, run it again.',
+  ROUTE_UNKNOWN: 'Check the address in ROOST_REPOSITORY: http(s)://host:port/NAME. Something other than Roost may answer there.',
+  REPOSITORY_UNKNOWN: 'Check the name; `roost repo list` shows those of the server, `roost repo create NAME` makes one.',
+  SNAPSHOT_UNKNOWN: 'Check the id; `roost snapshots` lists those that exist.',
+  TOKEN_UNKNOWN: 'Check the id; `roost token list` shows the tokens.',
+  KEY_SLOT_UNKNOWN: 'Check the id; `roost key list` shows the slots.',
+  REQUEST_TIMEOUT: 'The connection was too slow or stalled. Run the command again.',
+  REPOSITORY_EXISTS: 'Choose another name, or use the repository that is there.',
+  COMMIT_INCOMPLETE: 'Run the backup again: what arrived is found present.',
+  COMMIT_CONFLICT: 'This session already committed something else. Run the backup again.',
+  KEY_SLOT_LAST: 'Add another key slot first (`roost key add`): without any, the repository could never be opened again.',
+  INDEX_REBUILD_NEEDED: 'Run `roost rebuild`: it makes the index anew from the packs. No data is lost.',
+  REPOSITORY_BUSY: 'Something exclusive (check, rebuild) runs. Wait for it and run the command again.',
+  SESSION_LOST: 'The server restarted or closed the session. Run the command again: what arrived is found present.',
+  LENGTH_REQUIRED: 'A proxy between client and server may strip Content-Length.',
+  BODY_TOO_LARGE: 'A proxy may merge bodies, or client and server may be of different versions.',
+  MEDIA_TYPE_UNSUPPORTED: 'A proxy may change Content-Type, or client and server may be of different versions.',
+  TREE_MALFORMED: 'The snapshot tree is not well formed. Nothing was written outside the destination; please report this.',
+  LIMIT_EXCEEDED: 'docs/limits.md lists every limit with its reason.',
+  KEY_UNLOCK_FAILED: 'The passphrase or secret key opens no slot of this repository.',
+  TOO_MANY_REQUESTS: 'The server is at a limit. Run the command again a little later.',
+  INTERNAL: 'The server\'s log has the cause under the request id.',
+  CHUNK_MISSING: 'Run `roost check --read-data` on the repository; docs/operations.md §Damage says what can be saved.',
+  CHUNK_CORRUPT: 'Run `roost check --read-data` on the repository; docs/operations.md §Damage says what can be saved.',
+  PACK_CORRUPT: 'Run `roost check --read-data` on the repository; docs/operations.md §Damage says what can be saved.',
+  SNAPSHOT_CORRUPT: 'Do not trust this snapshot. If --verify-key is set, check that it is the key of this repository.',
+  REPOSITORY_CORRUPT: 'The header or keys on the target are damaged or of another repository; docs/operations.md §Damage.',
+  INDEX_CORRUPT: 'Run `roost rebuild`: the index is a cache and is made anew from the packs.',
+  SERVER_BUSY: 'The server sheds load. Run the command again a little later.',
+  SERVER_DRAINING: 'The server is shutting down. Run the command again when it is back.',
+  STORE_UNAVAILABLE: 'The server (or its storage target) cannot be reached. Check that it runs, then run the command again.',
+  STORE_REFUSED: 'The storage refused: check free space, permissions and credentials of the server\'s target.',
+  SPOOL_FULL: 'The server\'s spool is full: its target is slow or down, or its disk is. Run the command again later.',
+}
+
+const ERRNO_HINTS: Readonly<Record<string, string>> = {
+  ECONNREFUSED: 'Nothing listens at that address. Is `roost server` running, and host and port right?',
+  ENOTFOUND: 'The host name does not resolve. Check ROOST_REPOSITORY.',
+  EAI_AGAIN: 'The host name does not resolve now. Check the network.',
+  ETIMEDOUT: 'The server does not answer. Check the network and firewalls.',
+  EHOSTUNREACH: 'The server is not reachable. Check the network.',
+  ECONNRESET: 'The server closed the connection. Run the command again.',
+  EPIPE: 'The other side closed the connection.',
+  ENOSPC: 'The disk is full.',
+  EACCES: 'Permission denied. Root may be needed.',
+  EPERM: 'Not permitted. Root may be needed.',
+  ENOENT: 'Check the path.',
+  EEXIST: 'The destination exists already. Choose another, or say --overwrite.',
+  EADDRINUSE: 'Another process listens there. Choose another address with --listen.',
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'The certificate is self-signed: name it with ROOST_CA_FILE.',
+  SELF_SIGNED_CERT_IN_CHAIN: 'Name the signing authority with ROOST_CA_FILE.',
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'Name the signing authority with ROOST_CA_FILE.',
+  CERT_HAS_EXPIRED: 'The server\'s certificate has expired.',
+}
+
+/** How an error is told: its code if it has one, one sentence, and what to do next. */
+export interface ToldError { readonly code: string; readonly message: string; readonly hint?: string }
+
+export function tellError(error: unknown): ToldError {
+  if (error instanceof UsageError) return { code: 'USAGE', message: error.message }
+  if (isAbort(error)) return { code: 'INTERRUPTED', message: 'Interrupted.' }
+  if (error instanceof RoostError) {
+    const cause = findErrno(error.cause)
+    const hint = (cause === undefined ? undefined : ERRNO_HINTS[cause.code!]) ?? ERROR_HINTS[error.code]
+    const message = cause === undefined || error.message.includes(cause.message) ? error.message : `${error.message} (${cause.message})`
+    return { code: error.code, message, hint }
+  }
+  const errno = findErrno(error)
+  if (errno !== undefined) {
+    const hint = ERRNO_HINTS[errno.code!]
+    return { code: errno.code!, message: errno.message, ...(hint === undefined ? {} : { hint }) }
+  }
+  return { code: 'INTERNAL', message: error instanceof Error ? error.message : 'unknown failure',
+    hint: 'This is a defect of Roost. Run again with --verbose for the stack, and report it.' }
+}
+function findErrno(error: unknown): NodeJS.ErrnoException | undefined {
+  for (let at: unknown = error, depth = 0; at instanceof Error && depth < 6; at = at.cause, depth++) {
+    if (isErrno(at) && !(at instanceof RoostError)) return at
+    if (at instanceof AggregateError && at.errors.length > 0) return findErrno(at.errors[0])
+  }
+  return undefined
+}
