@@ -1,0 +1,21 @@
+/** Names of a repository's objects on its targets. Nothing else builds keys (docs/formats/repository-v1.md). */
+import { parsePackId, parseSnapshotId, type PackId, type SnapshotId } from '../core/ids.js'
+import type { ObjectKey } from '../store/object-store.js'
+
+export const HEADER_KEY: ObjectKey = 'roost.json'
+export const PACK_PREFIX = 'packs/'
+export const SNAPSHOT_PREFIX = 'snapshots/'
+
+/** Two hex digits of fan-out keep directories of a `file:` target small. */
+export const packKey = (id: PackId): ObjectKey => `${PACK_PREFIX}${id.slice(0, 2)}/${id}`
+export const snapshotKey = (id: SnapshotId): ObjectKey => `${SNAPSHOT_PREFIX}${id}`
+
+/** The pack named by a key, or undefined for a foreign object. */
+export function packIdOfKey(key: ObjectKey): PackId | undefined {
+  const match = /^packs\/([0-9a-f]{2})\/([0-9a-f]{64})$/.exec(key)
+  return match !== null && match[2]!.startsWith(match[1]!) ? parsePackId(match[2]!) : undefined
+}
+export function snapshotIdOfKey(key: ObjectKey): SnapshotId | undefined {
+  const match = /^snapshots\/([0-9a-f]{64})$/.exec(key)
+  return match === null ? undefined : parseSnapshotId(match[1]!)
+}

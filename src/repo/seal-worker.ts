@@ -1,0 +1,84 @@
+/** A worker thread that seals and opens blocks: the shell around Sealer (seal-job.ts) and openBlock (pack-format.ts). */
+import { parentPort } from 'node:worker_threads'
+import { assert } from '../core/assert.js'
+import { RoostError, type ErrorCode, type ErrorDetails } from '../core/errors.js'
+import type { ChunkKind, PackNumber, RepositoryId } from '../core/ids.js'
+import type { PackEntries } from '../index/chunk-index.js'
+import { openBlock, packSecret } from './pack-format.js'
+import { Sealer, type SealSecrets, type StoreJob, type StoreResult } from './seal-job.js'
+
+export type ToSealWorker =
+  | { readonly type: 'open'; readonly repository: RepositoryId; readonly secrets: SealSecrets }
+  | { readonly type: 'store'; readonly call: number; readonly repository: RepositoryId; readonly job: StoreJob }
+  | { readonly type: 'flush'; readonly call: number; readonly repository: RepositoryId }
+  | { readonly type: 'decode'; readonly call: number; readonly packKey: Uint8Array; readonly header: Uint8Array; readonly offset: number; readonly sealed: ArrayBuffer }
+  | { readonly type: 'close'; readonly repository: RepositoryId }
+
+export interface WireFailure { readonly code: ErrorCode | undefined; readonly message: string; readonly details: ErrorDetails; readonly errno: string | undefined }
+export interface SealedMessage {
+  readonly type: 'sealed'; readonly repository: RepositoryId; readonly number: PackNumber; readonly packId: string; readonly kind: ChunkKind
+  readonly file: string; readonly storedBytes: number; readonly rawBytes: number; readonly entries: PackEntries
+}
+export type FromSealWorker =
+  | { readonly type: 'stored'; readonly call: number; readonly result: StoreResult; readonly buffer: ArrayBuffer }
+  | { readonly type: 'flushed'; readonly call: number }
+  | { readonly type: 'decoded'; readonly call: number; readonly block: ArrayBuffer; readonly offset: number; readonly bytes: number }
+  | { readonly type: 'failed'; readonly call: number; readonly failure: WireFailure; readonly buffer: ArrayBuffer | undefined }
+  | SealedMessage
+  | { readonly type: 'lost'; readonly repository: RepositoryId; readonly number: PackNumber; readonly failure: WireFailure }
+
+const asBytes = (value: Uint8Array): Buffer => Buffer.from(value.buffer, value.byteOffset, value.byteLength)
+
+function describeFailure(error: unknown): WireFailure {
+  if (error instanceof RoostError) return { code: error.code, message: error.message, details: error.details, errno: undefined }
+  const message = error instanceof Error ? error.message : 'unknown failure'
+  return { code: undefined, message, details: {}, errno: (error as NodeJS.ErrnoException).code }
+}
+
+if (parentPort !== null) serve(parentPort)
+
+function serve(port: NonNullable<typeof parentPort>): void {
+  const sealers = new Map<RepositoryId, Sealer>()
+  const send = (message: FromSealWorker, transfer: ArrayBuffer[] = []): void => { port.postMessage(message, transfer) }
+  const sealerOf = (repository: RepositoryId): Sealer => {
+    const sealer = sealers.get(repository)
+    assert(sealer !== undefined, 'a repository is opened before it is used')
+    return sealer
+  }
+  const handle = async (message: ToSealWorker): Promise<void> => {
+    switch (message.type) {
+      case 'open': {
+        const { secrets, repository } = message
+        sealers.set(repository, new Sealer({ ...secrets, dedupKey: asBytes(secrets.dedupKey), packKey: asBytes(secrets.packKey) },
+          (pack) => { send({ type: 'sealed', repository, ...pack }) },
+          (number, error) => { send({ type: 'lost', repository, number, failure: describeFailure(error) }) }))
+        return
+      }
+      case 'store': {
+        const result = sealerOf(message.repository).store(message.job)
+        send({ type: 'stored', call: message.call, result, buffer: message.job.buffer }, [message.job.buffer])
+        return
+      }
+      case 'flush':
+        await sealerOf(message.repository).flush()
+        send({ type: 'flushed', call: message.call })
+        return
+      case 'decode': {
+        const block = openBlock(packSecret(asBytes(message.packKey), asBytes(message.header)), message.offset, Buffer.from(message.sealed))
+        const own = block.byteLength === block.buffer.byteLength ? block : Buffer.from(new Uint8Array(block).buffer)
+        send({ type: 'decoded', call: message.call, block: own.buffer as ArrayBuffer, offset: own.byteOffset, bytes: own.byteLength }, [own.buffer as ArrayBuffer])
+        return
+      }
+      case 'close':
+        sealers.delete(message.repository)
+    }
+  }
+  port.on('message', (message: ToSealWorker) => {
+    handle(message).catch((error: unknown) => {
+      if ('call' in message)
+        send({ type: 'failed', call: message.call, failure: describeFailure(error), buffer: message.type === 'store' ? message.job.buffer : undefined },
+          message.type === 'store' ? [message.job.buffer] : [])
+      else throw error
+    })
+  })
+}
