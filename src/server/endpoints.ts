@@ -1,0 +1,110 @@
+/** The one table of what the server answers: method, path, who may call, what goes in and out.
+ *
+ *  Routes are registered from it, requests validated by it, callers authorised by it, and the OpenAPI description
+ *  generated from it, so that none of the four can disagree. An endpoint without an `access` does not compile.
+ */
+import { MEDIA, ROUTES } from '../protocol/routes.js'
+import { LIMITS } from '../core/limits.js'
+import { ID_PROOF_BYTES, CHUNK_ID_BYTES } from '../core/ids.js'
+import { QUERY_SCHEMAS, REPLY_SCHEMAS, REQUEST_SCHEMAS, type JsonSchema } from './schemas.js'
+
+/** Who may call. `granted`: any scope on the repository; `session`: the token that opened the session, which must be of
+ *  the named kind; the rest name scopes (`server-admin`: `admin` on `*`). Limits to one source are applied by the routes. */
+export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-session' | 'open-session' | 'list-snapshots' |
+  'delete-snapshot' | 'repository-admin' | 'server-admin'
+
+/** A body of octets: multiples of `unitBytes`, at most `bytesMax`. */
+export interface OctetBody { readonly media: string; readonly bytesMax: number; readonly unitBytes: number }
+
+export interface Endpoint {
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE'
+  readonly path: string
+  readonly summary: string
+  readonly access: Access
+  readonly json?: JsonSchema
+  readonly octets?: OctetBody
+  readonly query?: JsonSchema
+  readonly status: 200 | 201 | 204
+  /** A JSON schema, or the media type of an octet stream; absent with 204. */
+  readonly reply?: JsonSchema | string
+  /** Begins work that a draining server must not begin. */
+  readonly beginsWork?: true
+}
+
+export const ENDPOINTS = {
+  health: { method: 'GET', path: ROUTES.health, summary: 'The process is alive.', access: 'public', status: 200, reply: REPLY_SCHEMAS.status },
+  ready: { method: 'GET', path: ROUTES.ready, summary: 'The server takes work; 503 while it drains.', access: 'public', status: 200, reply: REPLY_SCHEMAS.status },
+  openapi: { method: 'GET', path: ROUTES.openapi, summary: 'This description.', access: 'public', status: 200, reply: REPLY_SCHEMAS.openapi },
+
+  listRepositories: {
+    method: 'GET', path: ROUTES.repositories, summary: 'The repositories that the token has any scope on.', access: 'authenticated',
+    status: 200, reply: REPLY_SCHEMAS.repositoryList,
+  },
+  createRepository: {
+    method: 'POST', path: ROUTES.repositories, summary: 'Creates a repository with new keys.', access: 'server-admin',
+    json: REQUEST_SCHEMAS.createRepository, status: 201, reply: REPLY_SCHEMAS.repositoryInfo, beginsWork: true,
+  },
+  getRepository: {
+    method: 'GET', path: ROUTES.repository, summary: 'Facts of a repository; targets are shown to its administrators.', access: 'granted',
+    status: 200, reply: REPLY_SCHEMAS.repositoryInfo,
+  },
+  attachRepository: {
+    method: 'PUT', path: ROUTES.repository, summary: 'Opens a repository that exists on its target but not on this server.',
+    access: 'server-admin', json: REQUEST_SCHEMAS.attachRepository, status: 201, reply: REPLY_SCHEMAS.repositoryInfo, beginsWork: true,
+  },
+
+  listTokens: { method: 'GET', path: ROUTES.tokens, summary: 'All tokens, without their secrets.', access: 'server-admin', status: 200, reply: REPLY_SCHEMAS.tokenList },
+  createToken: {
+    method: 'POST', path: ROUTES.tokens, summary: 'Makes a token; its secret is in this reply only.', access: 'server-admin',
+    json: REQUEST_SCHEMAS.createToken, status: 201, reply: REPLY_SCHEMAS.createToken,
+  },
+  revokeToken: { method: 'DELETE', path: ROUTES.token, summary: 'Ends a token at once.', access: 'server-admin', status: 204 },
+
+  openSession: {
+    method: 'POST', path: ROUTES.sessions, summary: 'Opens a push session, or a read session on a snapshot.', access: 'open-session',
+    json: REQUEST_SCHEMAS.openSession, status: 201, reply: REPLY_SCHEMAS.openSession, beginsWork: true,
+  },
+  closeSession: { method: 'DELETE', path: ROUTES.session, summary: 'Closes a session; what it pinned is let go.', access: 'session', status: 204 },
+  findMissing: {
+    method: 'POST', path: ROUTES.sessionMissing, summary: 'Asks which chunks are missing; those present are pinned.', access: 'push-session',
+    octets: { media: MEDIA.idProofs, bytesMax: LIMITS.missingIdsMax * ID_PROOF_BYTES, unitBytes: ID_PROOF_BYTES },
+    status: 200, reply: MEDIA.bitmap, beginsWork: true,
+  },
+  putChunks: {
+    method: 'POST', path: ROUTES.sessionChunks, summary: 'Sends chunk frames; one verdict byte a frame.', access: 'push-session',
+    octets: { media: MEDIA.frames, bytesMax: LIMITS.bodyBytesMax, unitBytes: 1 }, status: 200, reply: MEDIA.verdicts, beginsWork: true,
+  },
+  readChunks: {
+    method: 'POST', path: ROUTES.sessionRead, summary: 'Reads chunks that the session may read, as a stream of read frames.', access: 'session',
+    octets: { media: MEDIA.ids, bytesMax: LIMITS.readIdsMax * CHUNK_ID_BYTES, unitBytes: CHUNK_ID_BYTES },
+    status: 200, reply: MEDIA.readFrames, beginsWork: true,
+  },
+  commit: {
+    method: 'POST', path: ROUTES.sessionCommit, summary: 'Makes the session a snapshot; a repeat answers the same.', access: 'push-session',
+    json: REQUEST_SCHEMAS.commit, status: 200, reply: REPLY_SCHEMAS.commit,
+  },
+
+  listSnapshots: {
+    method: 'GET', path: ROUTES.snapshots, summary: 'Snapshots in order of commit.', access: 'list-snapshots', query: QUERY_SCHEMAS.snapshots,
+    status: 200, reply: REPLY_SCHEMAS.snapshotPage,
+  },
+  getSnapshot: { method: 'GET', path: ROUTES.snapshot, summary: 'One signed snapshot.', access: 'list-snapshots', status: 200, reply: REPLY_SCHEMAS.signedSnapshot },
+  deleteSnapshot: { method: 'DELETE', path: ROUTES.snapshot, summary: 'Deletes a snapshot record.', access: 'delete-snapshot', status: 204 },
+
+  stats: { method: 'GET', path: ROUTES.stats, summary: 'Counts and bytes of a repository.', access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.stats },
+  check: {
+    method: 'POST', path: ROUTES.check, summary: 'Verifies the repository; lines of events.', access: 'repository-admin', json: REQUEST_SCHEMAS.check,
+    status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
+  rebuild: { method: 'POST', path: ROUTES.rebuild, summary: 'Makes the index anew from packs; lines of events.', access: 'repository-admin', status: 200, reply: MEDIA.progress, beginsWork: true },
+
+  listKeySlots: { method: 'GET', path: ROUTES.keySlots, summary: 'Ways to unlock the repository.', access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.keySlotList },
+  addKeySlot: {
+    method: 'POST', path: ROUTES.keySlots, summary: 'Adds a passphrase or a recovery key.', access: 'repository-admin', json: REQUEST_SCHEMAS.addKeySlot,
+    status: 201, reply: REPLY_SCHEMAS.keySlot,
+  },
+  removeKeySlot: { method: 'DELETE', path: ROUTES.keySlot, summary: 'Removes a key slot; never the last.', access: 'repository-admin', status: 204 },
+  rotateKeyfile: { method: 'POST', path: ROUTES.keyRotate, summary: "Replaces the server's keyfile.", access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.keySlot },
+} as const satisfies Record<string, Endpoint>
+
+export type EndpointName = keyof typeof ENDPOINTS

@@ -1,0 +1,161 @@
+/** JSON schemas of every request and reply: validation and the OpenAPI description read the same ones.
+ *
+ *  Requests are strict: unknown properties are refused, every string and list has a bound. Lengths count characters here;
+ *  `x-bytesMax` (a keyword of ours) also bounds the UTF-8 bytes where the format stores bytes.
+ */
+import { ERROR_CATALOGUE } from '../core/errors.js'
+import { KiB, LIMITS } from '../core/limits.js'
+import { TOKEN_SCOPES } from '../core/messages.js'
+
+export type JsonSchema = Readonly<Record<string, unknown>>
+
+/** Labels shown to people: no control characters. */
+const TEXT = '^[^\\u0000-\\u001f\\u007f]+$'
+const REPOSITORY_NAME = '[A-Za-z0-9][A-Za-z0-9._-]{0,63}'
+
+/** Largest counts of JSON lists that have no place in LIMITS. */
+export const LIST_LIMITS = Object.freeze({
+  /** A backup names its paths for people; more than this is a list of files, which belongs in the tree. */
+  pathsMax: 4_096,
+  pathCharactersMax: 4_096,
+  grantsMax: 64,
+  snapshotsPageMax: 1_000,
+  descriptionPropertiesMax: 256,
+})
+
+const text = (bytesMax: number): JsonSchema =>
+  ({ type: 'string', minLength: 1, maxLength: bytesMax, pattern: TEXT, 'x-bytesMax': bytesMax })
+const hex = (digits: number): JsonSchema => ({ type: 'string', pattern: `^[0-9a-f]{${digits}}$` })
+const count: JsonSchema = { type: 'number', minimum: 0, maximum: Number.MAX_SAFE_INTEGER }
+const whole: JsonSchema = { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER }
+const choice = (...values: readonly string[]): JsonSchema => ({ type: 'string', enum: values })
+
+const secret = { type: 'string', minLength: 1, maxLength: 4 * KiB } as const
+const url = { type: 'string', minLength: 1, maxLength: 2 * KiB } as const
+
+const repositoryName: JsonSchema = { type: 'string', pattern: `^${REPOSITORY_NAME}$` }
+const repositoryOrAll: JsonSchema = { type: 'string', pattern: `^(\\*|${REPOSITORY_NAME})$` }
+const sourceName = text(LIMITS.nameBytesMax)
+
+function object(properties: Record<string, unknown>, optional: readonly string[] = []): JsonSchema {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name))
+  return { type: 'object', additionalProperties: false, required, properties }
+}
+const list = (items: JsonSchema, maxItems: number): JsonSchema => ({ type: 'array', maxItems, items })
+
+const chunkerSizes = {
+  minBytes: { type: 'integer', minimum: 1 * KiB, maximum: LIMITS.chunkBytesMax },
+  averageBytes: { type: 'integer', minimum: 1 * KiB, maximum: LIMITS.chunkBytesMax },
+  maxBytes: { type: 'integer', minimum: 1 * KiB, maximum: LIMITS.chunkBytesMax },
+  imageChunkBytes: { type: 'integer', minimum: 4 * KiB, maximum: LIMITS.chunkBytesMax },
+}
+const statistics = object({
+  files: whole, directories: whole, others: whole, sourceBytes: whole, bytesRead: whole, chunksTotal: whole, chunksSent: whole,
+  bytesSent: whole, bytesOnWire: whole, errors: whole, durationMs: count, cpuMs: count,
+})
+const grant = object({
+  repository: repositoryOrAll,
+  scopes: { type: 'array', minItems: 1, maxItems: TOKEN_SCOPES.length, uniqueItems: true, items: choice(...TOKEN_SCOPES) },
+  source: sourceName,
+}, ['source'])
+
+/** Bodies that clients send. */
+export const REQUEST_SCHEMAS = {
+  openSession: {
+    type: 'object', required: ['kind'],
+    oneOf: [
+      object({
+        kind: { const: 'push' }, source: sourceName, mode: choice('files', 'image', 'stdin'),
+        parent: { anyOf: [{ type: 'null' }, { const: 'latest' }, hex(64)] },
+      }),
+      object({ kind: { const: 'read' }, snapshot: hex(64) }),
+    ],
+  },
+  commit: object({
+    root: hex(64), host: text(LIMITS.nameBytesMax), user: text(LIMITS.nameBytesMax),
+    paths: list({ type: 'string', maxLength: LIST_LIMITS.pathCharactersMax }, LIST_LIMITS.pathsMax),
+    tags: list(text(LIMITS.nameBytesMax), LIMITS.tagsMax),
+    startedAtMs: count, statistics,
+    description: { type: 'object', maxProperties: LIST_LIMITS.descriptionPropertiesMax },
+  }, ['description']),
+  createRepository: object({
+    name: repositoryName, target: url,
+    chunker: object(chunkerSizes, Object.keys(chunkerSizes)),
+  }, ['target', 'chunker']),
+  attachRepository: object({
+    name: repositoryName, target: url, passphrase: secret, recoverySecretKey: secret,
+  }, ['passphrase', 'recoverySecretKey']),
+  createToken: object({
+    label: text(LIMITS.nameBytesMax),
+    grants: { type: 'array', minItems: 1, maxItems: LIST_LIMITS.grantsMax, items: grant },
+    expiresAtMs: whole,
+  }, ['expiresAtMs']),
+  addKeySlot: {
+    type: 'object', required: ['kind'],
+    oneOf: [
+      object({ kind: { const: 'passphrase' }, label: text(LIMITS.nameBytesMax), passphrase: secret }),
+      object({ kind: { const: 'recovery' }, label: text(LIMITS.nameBytesMax), publicKey: { type: 'string', minLength: 1, maxLength: 256 } }),
+    ],
+  },
+  check: object({ readDataPercent: { type: 'number', minimum: 0, maximum: 100 } }),
+} as const satisfies Record<string, JsonSchema>
+
+/** Query strings: text on the wire, so numbers are patterns. */
+export const QUERY_SCHEMAS = {
+  snapshots: object({
+    after: { type: 'string', minLength: 1, maxLength: 256 },
+    limit: { type: 'string', pattern: '^[1-9][0-9]{0,3}$' },
+    source: sourceName, tag: text(LIMITS.nameBytesMax),
+  }, ['after', 'limit', 'source', 'tag']),
+} as const satisfies Record<string, JsonSchema>
+
+const PARAMETER_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
+  repository: repositoryName, session: hex(32), snapshot: hex(64), token: hex(16),
+  slot: { type: 'string', pattern: '^[A-Za-z0-9._-]{1,128}$' },
+}
+/** The schema of a path's parameters, or undefined when it has none. */
+export function parametersOf(path: string): { readonly type: 'object'; readonly properties: Record<string, JsonSchema> } | undefined {
+  const names = [...path.matchAll(/:([a-z]+)/g)].map((match) => match[1]!)
+  if (names.length === 0) return undefined
+  return { type: 'object', properties: Object.fromEntries(names.map((name) => [name, PARAMETER_SCHEMAS[name]!])) }
+}
+
+const signedSnapshot = object({ id: hex(64), record: { type: 'string', contentEncoding: 'base64' }, signature: { type: 'string' } })
+const chunker = object({ gearSeed: hex(64), ...chunkerSizes })
+const repositoryInfo = object({
+  name: repositoryName, repositoryId: hex(32), mode: { const: 'server' }, createdAtMs: count,
+  targets: { type: 'array', items: { type: 'string' } }, verifyKey: hex(64), chunker, state: choice('ready', 'rebuild-needed'),
+})
+const tokenFields = {
+  tokenId: hex(16), label: { type: 'string' }, grants: { type: 'array', items: grant }, createdAtMs: count, expiresAtMs: count,
+}
+const keySlot = object({ slotId: { type: 'string' }, kind: choice('keyfile', 'passphrase', 'recovery'), label: { type: 'string' }, createdAtMs: count })
+const wireLimits = object(Object.fromEntries([
+  'chunkBytesMax', 'nodeBytesMax', 'bodyBytesMax', 'bodyFramesMax', 'missingIdsMax', 'readIdsMax', 'sessionBodiesInFlightMax',
+].map((name) => [name, whole])))
+
+/** JSON that the server answers. Described, not enforced: types of src/core/messages.ts do that. */
+export const REPLY_SCHEMAS = {
+  openSession: object({
+    sessionId: hex(32), repositoryId: hex(32), dedupKey: hex(64), verifyKey: hex(64), chunker, limits: wireLimits,
+    wireCodecs: { type: 'array', items: choice('raw', 'zstd') }, idleMs: whole, snapshot: signedSnapshot,
+  }, ['snapshot']),
+  commit: object({ snapshot: signedSnapshot, alreadyCommitted: { type: 'boolean' } }),
+  signedSnapshot,
+  snapshotPage: object({ snapshots: { type: 'array', items: signedSnapshot }, next: { type: ['string', 'null'] } }),
+  repositoryInfo,
+  repositoryList: { type: 'array', items: repositoryInfo },
+  stats: object(Object.fromEntries([
+    'snapshots', 'packs', 'chunks', 'dataChunks', 'nodeChunks', 'rawBytes', 'storedBytes', 'spoolPacks', 'spoolBytes', 'sessionsOpen',
+  ].map((name) => [name, whole]))),
+  tokenList: { type: 'array', items: object(tokenFields, ['expiresAtMs']) },
+  createToken: object({ ...tokenFields, token: { type: 'string' } }, ['expiresAtMs']),
+  keySlot,
+  keySlotList: { type: 'array', items: keySlot },
+  status: object({ status: { type: 'string' } }),
+  openapi: { type: 'object' },
+  error: object({
+    code: choice(...Object.keys(ERROR_CATALOGUE)), message: { type: 'string' },
+    retry: choice('never', 'same', 'later', 'restart-session'), requestId: { type: 'string' }, details: { type: 'object' },
+  }),
+} as const satisfies Record<string, JsonSchema>
