@@ -1,0 +1,45 @@
+// npm test: installs if needed, builds, and runs every emitted test file with node's test runner.
+//
+//   npm test                      everything that is quick
+//   npm run test:slow             also the long loops (ROOST_TEST_SLOW=1)
+//   npm test -- client/upload     only files whose path contains one of the words
+//
+// A file whose source is gone (a stale dist/) is not run: the list is made from the sources.
+import { spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { join, relative } from 'node:path'
+import { build, filesUnder, installIfNeeded, ROOT } from './prepare.mjs'
+
+const slow = process.argv.includes('--slow')
+const words = process.argv.slice(2).filter((argument) => !argument.startsWith('--'))
+
+installIfNeeded()
+build()
+
+const files = filesUnder(join(ROOT, 'test'), (path) => path.endsWith('.test.ts'))
+  .map((path) => relative(ROOT, path))
+  .filter((path) => words.length === 0 || words.some((word) => path.includes(word)))
+  .map((path) => join('dist', path.replace(/\.ts$/, '.js')))
+if (files.length === 0) {
+  console.error('No test file matches.')
+  process.exit(2)
+}
+const absent = files.filter((file) => !existsSync(join(ROOT, file)))
+if (absent.length > 0) {
+  console.error(`Not built: ${absent.join(', ')}`)
+  process.exit(1)
+}
+
+for (const [group, tool] of [
+  ['comparison of restored trees by rsync', 'rsync'], ['POSIX ACLs', 'setfacl'], ['extended attributes', 'setfattr'],
+  ['ext4 images', 'mke2fs'], ['backups as an ordinary user', 'setpriv'],
+]) {
+  if (spawnSync('sh', ['-c', `command -v ${tool}`]).status !== 0)
+    console.log(`SKIPPED GROUP: ${group} — ${tool} is not installed`)
+}
+if (!slow) console.log('SKIPPED GROUP: long loops — run `npm run test:slow` for them')
+
+const result = spawnSync(process.execPath, ['--enable-source-maps', '--test', '--test-concurrency=2', '--test-reporter=spec', ...files], {
+  cwd: ROOT, stdio: 'inherit', env: { ...process.env, ...(slow ? { ROOST_TEST_SLOW: '1' } : {}) },
+})
+process.exit(result.status ?? 1)
