@@ -1,0 +1,249 @@
+/** RepositoryClient and ServerClient over HTTP (docs/protocol.md): each method is one route.
+ *
+ *  Requests whose repetition would do something twice (creating, attaching, minting) are marked so; all others may be repeated
+ *  by the transport: chunks are idempotent by id, a commit by its session, deletions by being gone.
+ */
+import type { IncomingMessage } from 'node:http'
+import { hasCode, isAbort, RoostError } from '../src/core/errors.js'
+import {
+  decodeReadFrameHeader, FRAME_VERDICTS, READ_END, READ_FRAME_HEADER_BYTES, READ_STATUS, WIRE_CODECS, type FrameVerdict,
+} from '../src/core/frames.js'
+import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type SessionId, type SnapshotId } from '../src/core/ids.js'
+import { MiB } from '../src/core/limits.js'
+import type {
+  AddKeySlotRequest, AttachRepositoryRequest, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
+  KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+  TokenInfo,
+} from '../src/core/messages.js'
+import { zstdDecode } from '../src/core/zstd.js'
+import { MEDIA, ROUTES, routePath } from '../src/protocol/routes.js'
+import { ClientError } from './client-errors.js'
+import type { Call, ReadChunk, RepositoryClient, ServerClient } from './repository-client.js'
+import type { Transport, TransportRequest } from './transport.js'
+
+/** Commits wait for packs to be durable, checks read whole targets: both may be silent for long. */
+const COMMIT_IDLE_MS = 30 * 60_000
+const MAINTENANCE_IDLE_MS = 60 * 60_000
+const LINE_BYTES_MAX = 1 * MiB
+const signalOf = (call: Call | undefined): { signal?: AbortSignal } => call?.signal === undefined ? {} : { signal: call.signal }
+
+export class HttpRepositoryClient implements RepositoryClient {
+  readonly #transport: Transport
+  readonly #repository: string
+  /** Owns `transport`: close() closes it. */
+  constructor(transport: Transport, repository: string) {
+    this.#transport = transport
+    this.#repository = repository
+  }
+  #path(pattern: string, params: Readonly<Record<string, string>> = {}): string {
+    return routePath(pattern, { repository: this.#repository, ...params })
+  }
+  #get<T>(pattern: string, params: Readonly<Record<string, string>>, call?: Call): Promise<T> {
+    return this.#transport.json<T>({ method: 'GET', path: this.#path(pattern, params), ...signalOf(call) })
+  }
+
+  openSession(request: OpenSessionRequest, call?: Call): Promise<OpenSessionReply> {
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.sessions), ...signalOf(call) }, request)
+  }
+  async findMissing(session: SessionId, idProofs: Buffer, call?: Call): Promise<Buffer> {
+    const count = idProofs.byteLength / ID_PROOF_BYTES
+    const bitmapBytes = Math.ceil(count / 8)
+    const bitmap = await this.#transport.bytes({
+      method: 'POST', path: this.#path(ROUTES.sessionMissing, { session }), parts: [idProofs], contentType: MEDIA.idProofs,
+      accept: MEDIA.bitmap, ...signalOf(call),
+    }, Math.max(bitmapBytes, 1))
+    if (bitmap.byteLength !== bitmapBytes) throw malformedReply(`the bitmap of ${count} chunks has ${bitmap.byteLength} bytes`)
+    return bitmap
+  }
+  async putChunks(session: SessionId, parts: readonly Uint8Array[], frames: number, call?: Call): Promise<FrameVerdict[]> {
+    const verdicts = await this.#transport.bytes({
+      method: 'POST', path: this.#path(ROUTES.sessionChunks, { session }), parts, contentType: MEDIA.frames,
+      accept: MEDIA.verdicts, ...signalOf(call),
+    }, frames)
+    if (verdicts.byteLength !== frames) throw malformedReply(`${verdicts.byteLength} verdicts came for ${frames} frames`)
+    for (const verdict of verdicts)
+      if (verdict > FRAME_VERDICTS.retry) throw malformedReply(`verdict ${verdict} is unknown`)
+    return [...verdicts] as FrameVerdict[]
+  }
+  async *readChunks(session: SessionId, ids: Buffer, call?: Call): AsyncIterable<ReadChunk> {
+    const stream = await this.#transport.stream({
+      method: 'POST', path: this.#path(ROUTES.sessionRead, { session }), parts: [ids], contentType: MEDIA.ids,
+      accept: MEDIA.readFrames, ...signalOf(call),
+    })
+    yield* readFrames(stream, ids.byteLength / CHUNK_ID_BYTES, call?.signal)
+  }
+  commit(session: SessionId, request: CommitRequest, call?: Call): Promise<CommitReply> {
+    return this.#transport.json({
+      method: 'POST', path: this.#path(ROUTES.sessionCommit, { session }), idleMs: COMMIT_IDLE_MS, ...signalOf(call),
+    }, request)
+  }
+  async closeSession(session: SessionId, call?: Call): Promise<void> {
+    try {
+      await this.#transport.json({ method: 'DELETE', path: this.#path(ROUTES.session, { session }), ...signalOf(call) })
+    } catch (error) {
+      if (!hasCode(error, 'SESSION_LOST')) throw error // lost is closed
+    }
+  }
+
+  listSnapshots(query: { after?: string; limit?: number; source?: string; tag?: string }, call?: Call): Promise<SnapshotPage> {
+    const search = new URLSearchParams()
+    for (const [name, value] of Object.entries(query)) if (value !== undefined) search.set(name, String(value))
+    const suffix = search.size === 0 ? '' : `?${search.toString()}`
+    return this.#transport.json({ method: 'GET', path: this.#path(ROUTES.snapshots) + suffix, ...signalOf(call) })
+  }
+  getSnapshot(snapshot: SnapshotId, call?: Call): Promise<SignedSnapshot> { return this.#get(ROUTES.snapshot, { snapshot }, call) }
+  async deleteSnapshot(snapshot: SnapshotId, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'DELETE', path: this.#path(ROUTES.snapshot, { snapshot }), ...signalOf(call) })
+  }
+  info(call?: Call): Promise<RepositoryInfo> { return this.#get(ROUTES.repository, {}, call) }
+  stats(call?: Call): Promise<RepositoryStats> { return this.#get(ROUTES.stats, {}, call) }
+  check(options: { readDataPercent: number }, call?: Call): AsyncIterable<MaintenanceEvent> {
+    return this.#maintain(ROUTES.check, options, call)
+  }
+  rebuild(call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.rebuild, {}, call) }
+  async *#maintain(pattern: string, body: unknown, call?: Call): AsyncIterable<MaintenanceEvent> {
+    yield* readLines<MaintenanceEvent>(await this.#transport.stream({
+      method: 'POST', path: this.#path(pattern), parts: [Buffer.from(JSON.stringify(body))], contentType: 'application/json',
+      accept: MEDIA.progress, idleMs: MAINTENANCE_IDLE_MS, repeatable: false, ...signalOf(call),
+    }), call?.signal)
+  }
+
+  listKeySlots(call?: Call): Promise<KeySlotInfo[]> { return this.#get(ROUTES.keySlots, {}, call) }
+  addKeySlot(request: AddKeySlotRequest, call?: Call): Promise<KeySlotInfo> {
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.keySlots), repeatable: false, ...signalOf(call) }, request)
+  }
+  async removeKeySlot(slot: string, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'DELETE', path: this.#path(ROUTES.keySlot, { slot }), ...signalOf(call) })
+  }
+  rotateKeyfile(call?: Call): Promise<KeySlotInfo> {
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.keyRotate), repeatable: false, ...signalOf(call) }, {})
+  }
+  close(): Promise<void> { this.#transport.close(); return Promise.resolve() }
+}
+
+export class HttpServerClient implements ServerClient {
+  readonly #transport: Transport
+  /** Owns `transport`: close() closes it. */
+  constructor(transport: Transport) { this.#transport = transport }
+  #create<T>(path: string, body: unknown, call?: Call): Promise<T> {
+    const request: TransportRequest = { method: 'POST', path, repeatable: false, ...signalOf(call) }
+    return this.#transport.json<T>(request, body)
+  }
+  listRepositories(call?: Call): Promise<RepositoryInfo[]> {
+    return this.#transport.json({ method: 'GET', path: ROUTES.repositories, ...signalOf(call) })
+  }
+  createRepository(request: CreateRepositoryRequest, call?: Call): Promise<RepositoryInfo> {
+    return this.#create(ROUTES.repositories, request, call)
+  }
+  attachRepository(request: AttachRepositoryRequest, call?: Call): Promise<RepositoryInfo> {
+    return this.#transport.json({ method: 'PUT', path: routePath(ROUTES.repository, { repository: request.name }), repeatable: false,
+      ...signalOf(call) }, request)
+  }
+  listTokens(call?: Call): Promise<TokenInfo[]> {
+    return this.#transport.json({ method: 'GET', path: ROUTES.tokens, ...signalOf(call) })
+  }
+  createToken(request: CreateTokenRequest, call?: Call): Promise<CreateTokenReply> { return this.#create(ROUTES.tokens, request, call) }
+  async revokeToken(token: string, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'DELETE', path: routePath(ROUTES.token, { token }), ...signalOf(call) })
+  }
+  close(): Promise<void> { this.#transport.close(); return Promise.resolve() }
+}
+
+/** `http(s)://host:port/NAME`, a path before NAME allowed. @throws {ClientError} URL_MALFORMED */
+export function parseRepositoryUrl(text: string): { readonly baseUrl: string; readonly repository: string } {
+  const url = URL.canParse(text) ? new URL(text) : undefined
+  const segments = url?.pathname.replace(/\/+$/, '').split('/') ?? []
+  const name = segments.pop() ?? ''
+  if (url === undefined || !/^https?:$/.test(url.protocol) || name === '' || url.search !== '' || url.hash !== '')
+    throw new ClientError('URL_MALFORMED', 'A repository is named as http(s)://host:port/NAME.')
+  return { baseUrl: url.origin + segments.join('/'), repository: decodeURIComponent(name) }
+}
+
+const malformedReply = (problem: string): ClientError => new ClientError('REPLY_MALFORMED', `The server's reply is malformed: ${problem}.`)
+
+/** Cuts the stream into frames; a payload is copied once, into a buffer of its own. Leaving the loop early ends the request. */
+async function* readFrames(stream: IncomingMessage, count: number, signal: AbortSignal | undefined): AsyncIterable<ReadChunk> {
+  const source = new ByteSource(stream, signal)
+  try {
+    for (let seen = 0; ; seen++) {
+      const header = decodeReadFrameHeader(await source.take(READ_FRAME_HEADER_BYTES))
+      if (header.index === READ_END) {
+        if (seen !== count) throw new RoostError('BODY_TRUNCATED', `The reply has ${seen} of ${count} chunks.`)
+        return
+      }
+      if (header.index >= count) throw malformedReply(`it has chunk ${header.index} of ${count}`)
+      const payload = await source.take(header.wireBytes)
+      yield toReadChunk(header, payload)
+    }
+  } finally {
+    stream.destroy()
+  }
+}
+function toReadChunk(header: ReturnType<typeof decodeReadFrameHeader>, payload: Buffer): ReadChunk {
+  const { index, status, codec, rawBytes } = header
+  if (status === READ_STATUS.notReadable) return { index, status: 'not-readable', bytes: undefined }
+  if (status !== READ_STATUS.ok) return { index, status: 'missing', bytes: undefined }
+  const bytes = codec === WIRE_CODECS.zstd ? zstdDecode(payload, rawBytes) : payload.byteLength === rawBytes ? payload : undefined
+  if (bytes === undefined) throw malformedReply(`chunk ${index} cannot be decoded`)
+  return { index, status: 'ok', bytes }
+}
+
+/** Exactly as many bytes as asked for, from a stream of arbitrary pieces. @throws {RoostError} BODY_TRUNCATED */
+class ByteSource {
+  readonly #pieces: AsyncIterator<Buffer>
+  #piece: Buffer = Buffer.alloc(0)
+  constructor(stream: IncomingMessage, readonly signal: AbortSignal | undefined) {
+    this.#pieces = (stream as AsyncIterable<Buffer>)[Symbol.asyncIterator]()
+  }
+  async take(bytes: number): Promise<Buffer> {
+    if (this.#piece.byteLength >= bytes) {
+      const taken = this.#piece.subarray(0, bytes)
+      this.#piece = this.#piece.subarray(bytes)
+      // A large payload must not keep its neighbours alive, nor a small one a whole piece for long: readers consume in order.
+      return taken
+    }
+    const whole = Buffer.allocUnsafeSlow(bytes)
+    let filled = this.#piece.copy(whole)
+    this.#piece = this.#piece.subarray(filled)
+    while (filled < bytes) {
+      this.#piece = await this.#next()
+      const copied = this.#piece.copy(whole, filled)
+      this.#piece = this.#piece.subarray(copied)
+      filled += copied
+    }
+    return whole
+  }
+  async #next(): Promise<Buffer> {
+    try {
+      const { done, value } = await this.#pieces.next()
+      if (done !== true) return value
+    } catch (error) {
+      this.signal?.throwIfAborted()
+      if (isAbort(error)) throw error
+      throw new RoostError('BODY_TRUNCATED', 'The reply broke off.', {}, { cause: error })
+    }
+    throw new RoostError('BODY_TRUNCATED', 'The reply ended early.')
+  }
+}
+
+async function* readLines<T>(stream: IncomingMessage, signal: AbortSignal | undefined): AsyncIterable<T> {
+  let rest = ''
+  const decoder = new TextDecoder()
+  try {
+    for await (const piece of stream as AsyncIterable<Buffer>) {
+      const lines = (rest + decoder.decode(piece, { stream: true })).split('\n')
+      rest = lines.pop() ?? ''
+      if (rest.length > LINE_BYTES_MAX) throw malformedReply('a line is too long')
+      for (const line of lines) if (line !== '') yield JSON.parse(line) as T
+    }
+    if (rest !== '') yield JSON.parse(rest) as T
+  } catch (error) {
+    signal?.throwIfAborted()
+    if (error instanceof SyntaxError) throw malformedReply('a line is not JSON')
+    if (error instanceof Error && 'code' in error && error.code === 'ECONNRESET')
+      throw new ClientError('SERVER_UNREACHABLE', 'The connection broke before the work was reported done; it may go on.', { cause: error })
+    throw error
+  } finally {
+    stream.destroy()
+  }
+}
