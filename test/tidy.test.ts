@@ -38,7 +38,7 @@ const ONLY_IMPORTER: Readonly<Record<string, string>> = {
   lmdb: 'src/index/lmdb-index.ts',
   fastify: 'src/server/',
   pino: 'src/server/logger.ts',
-  koffi: 'client/native/posix.ts',
+  koffi: 'src/core/ffi.ts',
   commander: 'src/cli/',
 }
 

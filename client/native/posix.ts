@@ -1,4 +1,4 @@
-/** The libc calls that Node lacks, typed and synchronous. The only importer of koffi. Linux, 64-bit.
+/** The libc calls that Node lacks, typed and synchronous. Linux, 64-bit.
  *
  *  Paths are bytes: a file's name need not be UTF-8, so every path is a Buffer (without a NUL; one inside is refused,
  *  because the kernel would silently act on a shorter name). A failed call throws what node:fs would throw: an Error with
@@ -6,7 +6,7 @@
  *  Scratch buffers belong to the module: calls are synchronous and each thread has its own copy.
  */
 import { getSystemErrorMap } from 'node:util'
-import koffi from 'koffi'
+import { koffi } from '../../src/core/ffi.js'
 import type { Xattr } from '../tree/entry.js'
 
 const SEEK_DATA = 3
