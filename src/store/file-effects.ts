@@ -99,7 +99,7 @@ function writevAllSync(fd: number, parts: readonly Uint8Array[], position: numbe
   for (let first = 0; first < parts.length; first += WRITEV_PARTS_MAX) {
     let rest = parts.slice(first, first + WRITEV_PARTS_MAX)
     while (rest.length > 0) {
-      const written = fs.writevSync(fd, rest, at)
+      const written = fs.writevSync(fd, rest, at ?? undefined)
       if (at !== null) at += written
       rest = dropBytes(rest, written)
     }

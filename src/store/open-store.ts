@@ -1,0 +1,53 @@
+/** From a target's URL to the stack that the repository uses, in the one order that is right.
+ *
+ *  Outermost first: observed → retrying → bounded → adapter. Retrying is outside bounded so that a waiting retry holds
+ *  no slot; observed is outermost so that it counts what the repository asked for.
+ */
+import { isAbsolute } from 'node:path'
+import type { Clock } from '../core/clock.js'
+import { RoostError } from '../core/errors.js'
+import type { Random } from '../core/random.js'
+import { boundedStore } from './bounded-store.js'
+import type { FileEffects } from './file-effects.js'
+import { openFileStore } from './file-store.js'
+import type { ObjectStore } from './object-store.js'
+import { createStoreCounters, observedStore, type StoreCounters } from './observed-store.js'
+import { retryingStore } from './retrying-store.js'
+
+export interface StoreDeps {
+  readonly clock: Clock
+  readonly random: Random
+  readonly effects?: FileEffects
+  readonly counters?: StoreCounters
+  /** See FileStoreOptions: false wherever the repository must exist already. */
+  readonly create?: boolean
+  /** Default 8. */
+  readonly callsInFlightMax?: number
+}
+
+const SUPPORTED = 'file:/absolute/path'
+
+/** @throws {RoostError} REQUEST_MALFORMED for a URL of no supported form; what the adapter throws */
+export async function openStore(url: string, deps: StoreDeps): Promise<ObjectStore> {
+  const { clock, random, callsInFlightMax = 8, counters = createStoreCounters() } = deps
+  const adapter = await openAdapter(url, deps)
+  const bounded = boundedStore(adapter, { callsInFlightMax })
+  return observedStore(retryingStore(bounded, { clock, random }), counters)
+}
+
+async function openAdapter(url: string, { clock, random, effects, create }: StoreDeps): Promise<ObjectStore> {
+  const directory = parseFileUrl(url)
+  return await openFileStore({ directory, clock, random, ...(effects && { effects }), ...(create !== undefined && { create }) })
+}
+
+/** The path is taken as written (no percent-decoding): it is what an operator typed. */
+function parseFileUrl(url: string): string {
+  const scheme = /^([a-z][a-z0-9+.-]*):/.exec(url)?.[1]
+  if (scheme !== 'file') throw new RoostError('REQUEST_MALFORMED',
+    `A target is given as ${SUPPORTED}; ${scheme === undefined ? 'a URL without a scheme' : `the scheme "${scheme}:"`} is not supported.`,
+    { supported: [SUPPORTED] })
+  const path = url.slice('file:'.length).replace(/^\/\/(?=\/)/, '')
+  if (!isAbsolute(path) || path.startsWith('//') || path.includes('\0')) throw new RoostError('REQUEST_MALFORMED',
+    `A file target needs an absolute path on this machine: ${SUPPORTED}.`, { supported: [SUPPORTED] })
+  return path
+}
