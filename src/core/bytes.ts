@@ -69,6 +69,7 @@ export class ByteWriter {
   #offset = 0
   constructor(capacityBytes = 256) { this.#bytes = Buffer.allocUnsafe(capacityBytes) }
   get length(): number { return this.#offset }
+  /** May replace #bytes: take the place first, then write. */
   #room(bytes: number): number {
     const at = this.#offset
     if (at + bytes > this.#bytes.byteLength) {
@@ -79,11 +80,11 @@ export class ByteWriter {
     this.#offset = at + bytes
     return at
   }
-  u8(value: number): this { this.#bytes.writeUInt8(value, this.#room(1)); return this }
-  u16(value: number): this { this.#bytes.writeUInt16LE(value, this.#room(2)); return this }
-  u32(value: number): this { this.#bytes.writeUInt32LE(value, this.#room(4)); return this }
-  u64(value: number): this { this.#bytes.writeBigUInt64LE(BigInt(value), this.#room(8)); return this }
-  i64(value: bigint): this { this.#bytes.writeBigInt64LE(value, this.#room(8)); return this }
+  u8(value: number): this { const at = this.#room(1); this.#bytes.writeUInt8(value, at); return this }
+  u16(value: number): this { const at = this.#room(2); this.#bytes.writeUInt16LE(value, at); return this }
+  u32(value: number): this { const at = this.#room(4); this.#bytes.writeUInt32LE(value, at); return this }
+  u64(value: number): this { const at = this.#room(8); this.#bytes.writeBigUInt64LE(BigInt(value), at); return this }
+  i64(value: bigint): this { const at = this.#room(8); this.#bytes.writeBigInt64LE(value, at); return this }
   varint(value: number): this {
     let rest = value
     while (rest >= 0x80) { this.u8((rest % 128) | 0x80); rest = Math.floor(rest / 128) }
