@@ -298,13 +298,15 @@ export class MemoryRepository implements RepositoryClient {
   }
   #sign(record: SnapshotRecord): SignedSnapshot {
     const bytes = Buffer.from(JSON.stringify(record))
-    const signature = signDetached(bytes, this.signingKeys.secretKey)
-    const signed = { id: digest(bytes).toString('hex'), record: bytes.toString('base64'), signature: signature.toString('base64') }
+    const message = Buffer.concat([SIGNED_PREFIX, bytes])
+    const signature = signDetached(message, this.signingKeys.secretKey)
+    const signed = { id: digest(Buffer.concat([message, signature])).toString('hex'), record: bytes.toString('base64'), signature: signature.toString('base64') }
     this.snapshots.push(signed)
     return signed
   }
 }
 
+const SIGNED_PREFIX = Buffer.from('roost snapshot v1\0', 'utf8')
 export function recordOf(signed: SignedSnapshot): SnapshotRecord {
   return JSON.parse(Buffer.from(signed.record, 'base64').toString()) as SnapshotRecord
 }
