@@ -1,0 +1,462 @@
+/** The embedded ChunkIndex on LMDB; the only importer of lmdb. Tables, keys and values: docs/formats/index-v1.md.
+ *
+ *  Writes run as abortable child transactions of LMDB's queue: those of one event turn share a commit, and the commit and
+ *  its fsync happen on LMDB's own thread. A method that throws half-way leaves nothing. Durable methods wait for the
+ *  fsync, the others only for the commit. Reads are synchronous from the memory map.
+ */
+import { open, type RootDatabase, type RootDatabaseOptionsWithPath } from 'lmdb'
+import { assert } from '../core/assert.js'
+import { RoostError } from '../core/errors.js'
+import { CHUNK_ID_BYTES, ID_PROOF_BYTES, packNumber, type PackId, type PackNumber, type SessionId,
+  type SnapshotId } from '../core/ids.js'
+import { GiB } from '../core/limits.js'
+import { NODE_REF_BYTES } from '../core/node-format.js'
+import type { ChunkIndex, IndexIdentity, IndexTotals, Locations, PackEntries, PackPins, PackRow, SessionRow,
+  SnapshotRow } from './chunk-index.js'
+import { REF_STATES } from './chunk-index.js'
+import { corrupt } from './checksum.js'
+import { ChunkTable } from './chunk-table.js'
+import { entryNumberOfValue, kindOfValue, packNumberOfValue } from './entry-codec.js'
+import { claimIndexDirectory } from './index-directory.js'
+import { PinTable } from './pin-table.js'
+import { PositionList, positionOf } from './positions.js'
+import { FRESH_COUNTERS, decodeCounters, decodeNumberRow, decodePackRow, decodeSessionRow, encodeCounters,
+  encodeJsonRow, encodeNumberRow, encodePackRow, encodeSessionRow, hasBit, idKey, isNodeKind, sealRow, sessionKey,
+  u32Key, unsealRow, type Counters, type PinBits, type SessionKey } from './row-codec.js'
+import { SnapshotTable } from './snapshot-table.js'
+import type { Table } from './table.js'
+
+export interface LmdbIndexOptions {
+  readonly directory: string
+  readonly identity: IndexIdentity
+  /** Address space kept for the map: the most the index may grow to (about 150 B a chunk). Nothing is allocated. */
+  readonly mapBytesMax?: number
+}
+const MAP_BYTES_DEFAULT = 256 * GiB
+
+const META_KEYS = { identity: Buffer.from('identity'), counters: Buffer.from('counters'), clean: Buffer.from('clean'),
+  complete: Buffer.from('complete') } as const
+/** LMDB's own verdicts on its file: bad page, corrupted, panic, other version, not a database, bad transaction. */
+const DAMAGE_CODES = new Set([-30797, -30796, -30795, -30794, -30793, -30782])
+
+function environmentOptions(path: string, mapBytesMax: number): RootDatabaseOptionsWithPath {
+  return {
+    path,
+    noSubdir: false,
+    maxDbs: 12,
+    maxReaders: 126,
+    // One fixed map of address space, never remapped: growth needs no pause and no reader sees its map move.
+    mapSize: mapBytesMax,
+    remapChunks: false,
+    pageSize: 4096,
+    // Commit and fsync overlap with the next transaction; a power cut falls back to the last synced one.
+    overlappingSync: true,
+    noSync: false,
+    noMetaSync: false,
+    useWritemap: false,
+    // Pages are zeroed before use: freed memory of this process, keys among it, must not reach the disk.
+    noMemInit: false,
+    cache: false,
+    compression: false,
+    encoding: 'binary',
+    keyEncoding: 'binary',
+    commitDelay: 0,
+    eventTurnBatching: true,
+  }
+}
+
+/** Opens or makes the index in `directory`. After an unclean end, sessions and pins are dropped first.
+ *  @throws {RoostError} INDEX_CORRUPT when the files are damaged or bound to another repository or format;
+ *  REPOSITORY_BUSY when the directory is open elsewhere. */
+export async function openLmdbIndex(options: LmdbIndexOptions): Promise<ChunkIndex> {
+  const release = claimIndexDirectory(options.directory)
+  let root: RootDatabase | undefined
+  try {
+    root = open(environmentOptions(options.directory, options.mapBytesMax ?? MAP_BYTES_DEFAULT))
+    const index = new LmdbIndex(root, release)
+    await index.start(options.identity)
+    return index
+  } catch (error) {
+    await root?.close()
+    release()
+    throw translate(error)
+  }
+}
+
+function translate(error: unknown): unknown {
+  const code = (error as { code?: unknown } | null)?.code
+  if (typeof code === 'number' && DAMAGE_CODES.has(code)) return corrupt('The index file is damaged.', error)
+  return error
+}
+
+class LmdbIndex implements ChunkIndex {
+  #openedClean = true
+  #closing: Promise<void> | undefined
+  readonly #meta: Table
+  readonly #packs: Table
+  readonly #packIds: Table
+  readonly #sessions: Table
+  /** (pack, entry) of entries that lost to an older location of their id → that id. */
+  readonly #superseded: Table
+  readonly #chunks: ChunkTable
+  readonly #pins: PinTable
+  readonly #snapshots: SnapshotTable
+  /** Last use of sessions, not yet in their rows: written at close. */
+  readonly #lastUsedAtMs = new Map<SessionId, number>()
+
+  constructor(readonly root: RootDatabase, readonly release: () => void) {
+    const table = (name: string): Table =>
+      root.openDB({ name, encoding: 'binary', keyEncoding: 'binary', cache: false, compression: false }) as unknown as Table
+    this.#meta = table('meta')
+    this.#packs = table('packs')
+    this.#packIds = table('pack-ids')
+    this.#sessions = table('sessions')
+    this.#superseded = table('superseded')
+    this.#chunks = new ChunkTable(table('chunks'))
+    this.#pins = new PinTable(table('pins'))
+    this.#snapshots = new SnapshotTable(table('snapshots'), table('records'), table('snapshot-ids'),
+      table('session-snapshots'))
+  }
+  get openedClean(): boolean { return this.#openedClean }
+
+  async start(identity: IndexIdentity): Promise<void> {
+    const bound = this.#meta.getBinary(META_KEYS.identity)
+    if (bound === undefined && this.#meta.doesExist(META_KEYS.counters)) throw corrupt('The index names no repository.')
+    if (bound !== undefined) requireIdentity(unsealRow('identity', META_KEYS.identity, bound), identity)
+    this.#openedClean = bound === undefined || this.#flag('clean')
+    // Durable before any session can open, so that no crash later can look like a clean close.
+    await this.#writeDurably(() => {
+      if (bound === undefined) {
+        this.#meta.putSync(META_KEYS.identity, encodeJsonRow('identity', META_KEYS.identity, identity))
+        this.#putCounters({ ...FRESH_COUNTERS })
+      }
+      if (!this.#openedClean) for (const key of [...this.#sessions.getKeys({})]) this.#dropSession(key)
+      this.#setFlag('clean', false)
+    })
+  }
+
+  // ——— packs and chunks ———
+
+  async reservePackNumbers(count: number): Promise<PackNumber> {
+    assert(Number.isInteger(count) && count > 0, 'a positive count of numbers')
+    return this.#writeDurably(() => {
+      const counters = this.#counters()
+      const first = counters.nextPackNumber
+      assert(first + count <= 2 ** 32, 'pack numbers are u32')
+      this.#putCounters({ ...counters, nextPackNumber: first + count })
+      return packNumber(first)
+    })
+  }
+
+  async addPack(pack: PackRow, entries: PackEntries, pins: readonly PackPins[]): Promise<PackNumber> {
+    assert(entries.count === pack.entryCount && entries.idProofs.length === entries.count * ID_PROOF_BYTES, 'whole entries')
+    return this.#writeDurably(() => {
+      const existing = this.#packNumberOf(pack.packId)
+      const number = existing ?? pack.packNumber
+      if (existing === undefined) this.#insertPack(pack, entries)
+      for (const { sessionId, bitmap } of pins) {
+        const session = sessionKey(sessionId)
+        if (this.#sessions.doesExist(session)) this.#pinBitmap(session, number, bitmap)
+      }
+      return packNumber(number)
+    })
+  }
+
+  #insertPack(pack: PackRow, entries: PackEntries): void {
+    const counters = this.#counters()
+    const key = u32Key(pack.packNumber)
+    assert(pack.packNumber > 0 && pack.packNumber < counters.nextPackNumber, 'the pack number was reserved')
+    assert(!this.#packs.doesExist(key), 'the pack number is not in use')
+    const dead: number[] = []
+    const added = this.#chunks.insert(pack.packNumber, pack.kind, entries, (entry) => dead.push(entry))
+    for (const entry of dead) {
+      const id = entries.idProofs.subarray(entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES)
+      const deadKey = Buffer.concat([key, u32Key(entry)])
+      this.#superseded.putSync(deadKey, sealRow('superseded', deadKey, id))
+    }
+    this.#packs.putSync(key, encodePackRow(key, pack))
+    const packId = idKey(pack.packId)
+    this.#packIds.putSync(packId, encodeNumberRow('packId', packId, pack.packNumber))
+    counters.packs += 1
+    counters.chunks += added
+    counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += added
+    counters.rawBytes += pack.rawBytes
+    counters.storedBytes += pack.storedBytes
+    if (pack.state === 'spooled') { counters.spooledPacks += 1; counters.spooledBytes += pack.storedBytes }
+    this.#putCounters(counters)
+    // Pins set by position before the pack came: those of dead entries must follow their ids.
+    if (dead.length > 0) for (const session of [...this.#sessions.getKeys({})])
+      this.#followSuperseded(session, pack.packNumber, this.#pins.at(session, pack.packNumber).pinned)
+  }
+
+  #pinBitmap(session: SessionKey, number: number, bitmap: Uint8Array): void {
+    this.#pins.merge(session, number, bitmap, 'pinned')
+    this.#followSuperseded(session, number, bitmap)
+  }
+
+  /** Consider two sessions that push one chunk at the same time: both place it, the first pack added wins, and the second
+   *  session's pin stands on a dead entry. The pin goes to the live entry as well, or its commit would find it unpinned. */
+  #followSuperseded(session: SessionKey, number: number, bitmap: Uint8Array): void {
+    if (bitmap.length === 0) return
+    const range = { start: u32Key(number), end: Buffer.concat([u32Key(number), Buffer.alloc(5, 0xff)]) }
+    const positions: number[] = []
+    for (const { key, value } of this.#superseded.getRange(range)) {
+      if (!hasBit(bitmap, key.readUInt32BE(4))) continue
+      const live = this.#chunks.position(unsealRow('superseded', key, value))
+      if (live !== undefined) positions.push(live)
+    }
+    this.#pins.add(session, Float64Array.from(positions).sort(), 'pinned')
+  }
+
+  async markPackStored(number: PackNumber): Promise<void> {
+    await this.#writeDurably(() => {
+      const pack = this.#pack(number)
+      if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was stored is not in the index.', { pack: number })
+      if (pack.state === 'stored') return
+      const key = u32Key(number)
+      this.#packs.putSync(key, encodePackRow(key, { ...pack, state: 'stored' }))
+      const counters = this.#counters()
+      counters.spooledPacks -= 1
+      counters.spooledBytes -= pack.storedBytes
+      this.#putCounters(counters)
+    })
+  }
+
+  async getPack(number: PackNumber): Promise<PackRow | undefined> { return this.#read(() => this.#pack(number)) }
+  async findPack(packId: PackId): Promise<PackRow | undefined> {
+    return this.#read(() => {
+      const number = this.#packNumberOf(packId)
+      return number === undefined ? undefined : this.#pack(number)
+    })
+  }
+  async listPacks(after: number, limit: number): Promise<PackRow[]> {
+    return this.#read(() => Array.from(
+      this.#packs.getRange({ start: u32Key(after), exclusiveStart: true, limit }), ({ key, value }) => decodePackRow(key, value)))
+  }
+  async locate(ids: Buffer): Promise<Locations> { return this.#read(() => this.#chunks.locate(ids)) }
+  async scanChunks(after: Buffer | undefined, limit: number): Promise<{ ids: Buffer; locations: Locations }> {
+    return this.#read(() => this.#chunks.scan(after, limit))
+  }
+  async totals(): Promise<IndexTotals> {
+    const { nextPackNumber: _, nextSequence: __, removals: ___, ...totals } = this.#read(() => this.#counters())
+    return totals
+  }
+
+  // ——— sessions and pins ———
+
+  async openSession(session: SessionRow): Promise<void> {
+    await this.#writeDurably(() => {
+      const key = sessionKey(session.sessionId)
+      assert(!this.#sessions.doesExist(key), 'a session id is used once')
+      this.#sessions.putSync(key, encodeSessionRow(key, session))
+      const counters = this.#counters()
+      this.#putCounters({ ...counters, sessionsOpen: counters.sessionsOpen + 1 })
+    })
+  }
+  async getSession(sessionId: SessionId): Promise<SessionRow | undefined> {
+    return this.#read(() => {
+      const key = sessionKey(sessionId)
+      const row = this.#sessions.getBinary(key)
+      return row === undefined ? undefined : this.#withLastUse(decodeSessionRow(key, row))
+    })
+  }
+  async listSessions(): Promise<SessionRow[]> {
+    return this.#read(() =>
+      Array.from(this.#sessions.getRange({}), ({ key, value }) => this.#withLastUse(decodeSessionRow(key, value))))
+  }
+  async touchSession(sessionId: SessionId, nowMs: number): Promise<void> {
+    this.#read(() => { this.#requireSession(sessionId) })
+    this.#lastUsedAtMs.set(sessionId, nowMs)
+  }
+  async closeSession(sessionId: SessionId): Promise<void> {
+    await this.#writeDurably(() => { this.#dropSession(sessionKey(sessionId)) })
+    this.#lastUsedAtMs.delete(sessionId)
+  }
+
+  async pinPresent(sessionId: SessionId, idProofs: Buffer): Promise<Uint8Array> {
+    return this.#pinFound(sessionId, idProofs, ID_PROOF_BYTES, 'pinned')
+  }
+  async inheritRefs(sessionId: SessionId, ids: Buffer): Promise<Uint8Array> {
+    return this.#pinFound(sessionId, ids, CHUNK_ID_BYTES, 'inherited')
+  }
+
+  /** Looks first without a transaction: with nothing present, or all pinned already, there is nothing to write. What was
+   *  found then still holds inside the transaction if no live entry was removed in between; else it is looked up anew. */
+  async #pinFound(sessionId: SessionId, ids: Buffer, stride: number, level: keyof PinBits): Promise<Uint8Array> {
+    const before = this.#read(() => {
+      const session = this.#requireSession(sessionId)
+      const present = this.#chunks.present(ids, stride)
+      const settled = this.#pins.holds(session, present.positions, level)
+      return { present, settled, removals: settled ? 0 : this.#counters().removals }
+    })
+    if (before.settled) return before.present.found
+    return this.#write(() => {
+      const session = this.#requireSession(sessionId)
+      const present = this.#counters().removals === before.removals ? before.present : this.#chunks.present(ids, stride)
+      this.#pins.add(session, present.positions, level)
+      return present.found
+    })
+  }
+
+  async pinEntries(sessionId: SessionId, number: PackNumber, bitmap: Uint8Array): Promise<void> {
+    await this.#write(() => { this.#pinBitmap(this.#requireSession(sessionId), number, bitmap) })
+  }
+
+  async inspectRefs(sessionId: SessionId, refs: Buffer): Promise<Uint8Array> {
+    assert(refs.length % NODE_REF_BYTES === 0, 'whole references')
+    return this.#read(() => {
+      const session = this.#requireSession(sessionId)
+      const states = new Uint8Array(refs.length / NODE_REF_BYTES)
+      const positions = new Float64Array(states.length)
+      for (let i = 0; i < states.length; i++) {
+        const value = this.#chunks.find(refs, i * NODE_REF_BYTES + 1)
+        if (value === undefined) states[i] = REF_STATES.missing
+        else if (kindOfValue(value) !== refs[i * NODE_REF_BYTES]) states[i] = REF_STATES.wrongKind
+        else positions[i] = positionOf(packNumberOfValue(value), entryNumberOfValue(value))
+      }
+      this.#pins.inspect(session, positions, states)
+      return states
+    })
+  }
+
+  // ——— snapshots ———
+
+  async commitSnapshot(snapshot: Omit<SnapshotRow, 'sequence'>, session: SessionId | null): Promise<SnapshotRow> {
+    const row = await this.#writeDurably(() => {
+      const existing = this.#snapshots.get(snapshot.snapshotId)
+      if (existing !== undefined) return existing
+      const key = session === null ? undefined : this.#requireSession(session)
+      const counters = this.#counters()
+      const added: SnapshotRow = { ...snapshot, sequence: counters.nextSequence }
+      this.#snapshots.add(added, key)
+      counters.nextSequence += 1
+      counters.snapshots += 1
+      this.#putCounters(counters)
+      if (key !== undefined) this.#dropSession(key)
+      return added
+    })
+    if (session !== null) this.#lastUsedAtMs.delete(session)
+    return row
+  }
+  async getSnapshot(snapshotId: SnapshotId): Promise<SnapshotRow | undefined> {
+    return this.#read(() => this.#snapshots.get(snapshotId))
+  }
+  async listSnapshots(query: { before?: number; limit: number; source?: string; tag?: string }): Promise<SnapshotRow[]> {
+    return this.#read(() => this.#snapshots.list(query))
+  }
+  async findSnapshotOfSession(sessionId: SessionId): Promise<SnapshotRow | undefined> {
+    return this.#read(() => this.#snapshots.ofSession(sessionKey(sessionId)))
+  }
+  async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+    await this.#writeDurably(() => {
+      if (!this.#snapshots.remove(snapshotId)) return
+      const counters = this.#counters()
+      this.#putCounters({ ...counters, snapshots: counters.snapshots - 1 })
+    })
+  }
+
+  // ——— lifetime ———
+
+  async setComplete(complete: boolean): Promise<void> {
+    await this.#writeDurably(() => { this.#setFlag('complete', complete) })
+  }
+  async isComplete(): Promise<boolean> { return this.#read(() => this.#flag('complete')) }
+  async flush(): Promise<void> {
+    this.#requireOpen()
+    await this.root.flushed
+  }
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+  async #close(): Promise<void> {
+    try {
+      await this.#durably(() => {
+        for (const [sessionId, lastUsedAtMs] of this.#lastUsedAtMs) {
+          const key = sessionKey(sessionId)
+          const row = this.#sessions.getBinary(key)
+          if (row !== undefined) this.#sessions.putSync(key, encodeSessionRow(key, { ...decodeSessionRow(key, row), lastUsedAtMs }))
+        }
+        this.#setFlag('clean', true)
+      })
+    } finally {
+      await this.root.close()
+      this.release()
+    }
+  }
+
+  // ——— rows ———
+
+  #requireOpen(): void { assert(this.#closing === undefined, 'the index is open') }
+  #read<T>(work: () => T): T {
+    this.#requireOpen()
+    try { return work() } catch (error) { throw translate(error) }
+  }
+  /** Atomic and, once resolved, visible. */
+  async #write<T>(work: () => T): Promise<T> {
+    this.#requireOpen()
+    try { return await this.root.childTransaction(work) } catch (error) { throw translate(error) }
+  }
+  /** Atomic and, once resolved, visible and on disk. */
+  async #writeDurably<T>(work: () => T): Promise<T> {
+    this.#requireOpen()
+    return this.#durably(work)
+  }
+  async #durably<T>(work: () => T): Promise<T> {
+    const committed = this.root.childTransaction(work)
+    // Taken in the same turn: `flushed` stands for the writes queued so far, and this one must be among them.
+    const flushed = this.root.flushed.then(() => undefined)
+    const [result] = await Promise.all([committed, flushed]).catch((error: unknown) => { throw translate(error) })
+    return result
+  }
+
+  #counters(): Counters {
+    const row = this.#meta.getBinary(META_KEYS.counters)
+    if (row === undefined) throw corrupt('The index has no counters.')
+    return decodeCounters(META_KEYS.counters, row)
+  }
+  #putCounters(counters: Counters): void {
+    this.#meta.putSync(META_KEYS.counters, encodeCounters(META_KEYS.counters, counters))
+  }
+  #flag(name: 'clean' | 'complete'): boolean {
+    const row = this.#meta.getBinary(META_KEYS[name])
+    return row !== undefined && unsealRow('state', META_KEYS[name], row)[0] === 1
+  }
+  #setFlag(name: 'clean' | 'complete', value: boolean): void {
+    this.#meta.putSync(META_KEYS[name], sealRow('state', META_KEYS[name], Buffer.from([value ? 1 : 0])))
+  }
+  #pack(number: number): PackRow | undefined {
+    const key = u32Key(number)
+    const row = this.#packs.getBinary(key)
+    return row === undefined ? undefined : decodePackRow(key, row)
+  }
+  #packNumberOf(packId: PackId): number | undefined {
+    const key = idKey(packId)
+    const row = this.#packIds.getBinary(key)
+    return row === undefined ? undefined : decodeNumberRow('packId', key, row)
+  }
+  #requireSession(sessionId: SessionId): SessionKey {
+    const key = sessionKey(sessionId)
+    if (!this.#sessions.doesExist(key)) throw new RoostError('SESSION_LOST', 'This session is not open any more.', { sessionId })
+    return key
+  }
+  #withLastUse(row: SessionRow): SessionRow {
+    return { ...row, lastUsedAtMs: this.#lastUsedAtMs.get(row.sessionId) ?? row.lastUsedAtMs }
+  }
+  #dropSession(key: SessionKey): void {
+    if (!this.#sessions.removeSync(key)) return
+    this.#pins.drop(key)
+    const counters = this.#counters()
+    this.#putCounters({ ...counters, sessionsOpen: counters.sessionsOpen - 1 })
+  }
+}
+
+function requireIdentity(bound: Buffer, identity: IndexIdentity): void {
+  const { repositoryId, formatVersion } = JSON.parse(bound.toString('utf8')) as IndexIdentity
+  if (repositoryId !== identity.repositoryId)
+    throw new RoostError('INDEX_CORRUPT', 'This index directory belongs to another repository. Point the configuration at ' +
+      'the right directory, or move this one away and run "roost rebuild".', { bound: repositoryId, wanted: identity.repositoryId })
+  if (formatVersion !== identity.formatVersion)
+    throw new RoostError('INDEX_CORRUPT', 'This index has another format version. Move its directory away and run ' +
+      '"roost rebuild".', { bound: formatVersion, wanted: identity.formatVersion })
+}
