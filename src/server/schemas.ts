@@ -25,6 +25,8 @@ export const LIST_LIMITS = Object.freeze({
 
 const text = (bytesMax: number): JsonSchema =>
   ({ type: 'string', minLength: 1, maxLength: bytesMax, pattern: TEXT, 'x-bytesMax': bytesMax })
+/** A host or an account may have no name. */
+const textOrEmpty = (bytesMax: number): JsonSchema => ({ anyOf: [{ const: '' }, text(bytesMax)] })
 const hex = (digits: number): JsonSchema => ({ type: 'string', pattern: `^[0-9a-f]{${digits}}$` })
 const count: JsonSchema = { type: 'number', minimum: 0, maximum: Number.MAX_SAFE_INTEGER }
 const whole: JsonSchema = { type: 'integer', minimum: 0, maximum: Number.MAX_SAFE_INTEGER }
@@ -72,7 +74,7 @@ export const REQUEST_SCHEMAS = {
     ],
   },
   commit: object({
-    root: hex(64), host: text(LIMITS.nameBytesMax), user: text(LIMITS.nameBytesMax),
+    root: hex(64), host: textOrEmpty(LIMITS.nameBytesMax), user: textOrEmpty(LIMITS.nameBytesMax),
     paths: list({ type: 'string', maxLength: LIST_LIMITS.pathCharactersMax }, LIST_LIMITS.pathsMax),
     tags: list(text(LIMITS.nameBytesMax), LIMITS.tagsMax),
     startedAtMs: count, statistics,
