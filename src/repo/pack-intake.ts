@@ -36,6 +36,8 @@ export interface PackIntakeOptions {
   readonly uploads: PackUploads
   readonly spoolDirectory: string
   readonly spoolBytesMax: number
+  /** An open pack had to be given up; clients send its chunks again. */
+  onLost(error: Error): void
 }
 
 export class PackIntake {
@@ -127,7 +129,7 @@ export class PackIntake {
   }
   onLost(number: PackNumber, error: Error): void {
     // The chunks were never promised: a commit that needs them is told COMMIT_INCOMPLETE and its client sends them again.
-    void error
+    this.#options.onLost(error)
     const open = this.#open.get(number)
     if (open !== undefined) this.#forget(open)
   }

@@ -17,8 +17,9 @@ export interface SealListener {
 /** The port that the push path uses: threads in production, inline in crash tests. */
 export interface SealPool {
   open(secrets: SealSecrets, listener: SealListener): void
-  /** Resolves when the chunks are written to the spool (not yet durable). The buffer's ownership passes and comes back. */
-  store(repository: RepositoryId, job: StoreJob): Promise<{ result: StoreResult; buffer: ArrayBuffer }>
+  /** Resolves when the chunks are written to the spool (not yet durable). The buffer's ownership passes and comes back.
+   *  `accept` runs before any `onSealed` of a pack that got some of these chunks. */
+  store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: ArrayBuffer }>
   /** Resolves when every pack opened before the call was announced sealed or lost. */
   flush(repository: RepositoryId): Promise<void>
   /** Opens one sealed block. `sealed` is consumed. @throws {RoostError} PACK_CORRUPT */
@@ -28,7 +29,7 @@ export interface SealPool {
   close(): Promise<void>
 }
 
-interface PendingCall { resolve(message: FromSealWorker): void; reject(error: Error): void }
+interface PendingCall { resolve(message: FromSealWorker): void; reject(error: Error): void; readonly accept: ((result: StoreResult) => void) | undefined }
 interface Thread { readonly worker: Worker; readonly calls: Map<number, PendingCall>; busy: number }
 
 export class ThreadSealPool implements SealPool {
@@ -65,15 +66,19 @@ export class ThreadSealPool implements SealPool {
       assert(call !== undefined, 'every reply belongs to a call')
       thread.calls.delete(message.call)
       if (message.type === 'failed') call.reject(Object.assign(toError(message.failure), { buffer: message.buffer }))
-      else call.resolve(message)
+      else {
+        if (message.type === 'stored') call.accept?.(message.result)
+        call.resolve(message)
+      }
     }
   }
-  async #call<T extends FromSealWorker['type']>(thread: Thread, message: ToSealWorker & { call: number }, transfer: ArrayBuffer[]):
+  async #call<T extends FromSealWorker['type']>(thread: Thread, message: ToSealWorker & { call: number }, transfer: ArrayBuffer[],
+    accept?: (result: StoreResult) => void):
     Promise<Extract<FromSealWorker, { type: T }>> {
     thread.busy++
     try {
       return await new Promise((resolve, reject) => {
-        thread.calls.set(message.call, { resolve: resolve as PendingCall['resolve'], reject })
+        thread.calls.set(message.call, { resolve: resolve as PendingCall['resolve'], reject, accept })
         thread.worker.postMessage(message, transfer)
       })
     } finally {
@@ -90,8 +95,9 @@ export class ThreadSealPool implements SealPool {
     for (const { worker } of this.#threads)
       worker.postMessage({ type: 'open', repository: secrets.repositoryId, secrets } satisfies ToSealWorker)
   }
-  async store(repository: RepositoryId, job: StoreJob): Promise<{ result: StoreResult; buffer: ArrayBuffer }> {
-    const reply = await this.#call<'stored'>(this.#idlest(), { type: 'store', call: this.#nextCall++, repository, job }, [job.buffer])
+  async store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: ArrayBuffer }> {
+    const message = { type: 'store', call: this.#nextCall++, repository, job } as const
+    const reply = await this.#call<'stored'>(this.#idlest(), message, [job.buffer], accept)
     return { result: reply.result, buffer: reply.buffer }
   }
   async flush(repository: RepositoryId): Promise<void> {

@@ -1,0 +1,81 @@
+/** The commit: from here on a snapshot is promised. Steps W1–W6 of docs/durability.md, in this order. */
+import { hasCode, isAbort, RoostError } from '../core/errors.js'
+import { CHUNK_KINDS, parseChunkId, type SessionId } from '../core/ids.js'
+import type { CommitReply, CommitRequest, SnapshotRecord } from '../core/messages.js'
+import { NODE_REF_BYTES, type NodeRefs } from '../core/node-format.js'
+import { REF_STATES, type SessionRow } from '../index/chunk-index.js'
+import { bytesBody } from '../store/bytes-body.js'
+import { snapshotKey } from './layout.js'
+import type { RepositoryParts } from './repository-parts.js'
+import type { Sessions } from './sessions.js'
+import { encodeSnapshotObject, parseRecord, signRecord, toSnapshotRow, toWireSnapshot } from './snapshot-format.js'
+import { PlaceSet, walkTree } from './verify-tree.js'
+
+/** Resolves when the snapshot and everything it needs is on the target and in the index. Repeating it (a lost acknowledgement) answers the
+ *  same. If it rejects, nothing was promised; the session stays open unless SESSION_LOST says otherwise.
+ *  @throws {RoostError} COMMIT_INCOMPLETE; COMMIT_CONFLICT; SESSION_LOST; TREE_MALFORMED; LIMIT_EXCEEDED; STORE_UNAVAILABLE */
+export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions, sessionId: SessionId, request: CommitRequest,
+  signal: AbortSignal): Promise<CommitReply> {
+  const before = await parts.index.findSnapshotOfSession(sessionId)
+  if (before !== undefined) {
+    if (parseRecord(before).root !== request.root)
+      throw new RoostError('COMMIT_CONFLICT', 'This session has committed another tree already.', { snapshot: before.snapshotId })
+    return { snapshot: toWireSnapshot(before), alreadyCommitted: true }
+  }
+  const session = await sessions.requirePush(sessionId)
+  await parts.intake.flush() // W1 packs durable in the spool, W2 index entries durable
+  await waitForTarget(parts, signal) // W3 packs on the target
+  await verifyPushedTree(parts, sessionId, request.root, signal) // W4
+  const signed = signRecord(recordOf(parts, session, request), parts.keys)
+  const object = encodeSnapshotObject(signed, parts.repositoryId, parts.keys, parts.random)
+  await parts.store.put(snapshotKey(signed.snapshotId), bytesBody(object), { signal }) // W5
+  const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId) // W6
+  return { snapshot: toWireSnapshot(row), alreadyCommitted: false }
+}
+
+async function waitForTarget(parts: RepositoryParts, signal: AbortSignal): Promise<void> {
+  try {
+    await parts.uploads.settled(parts.commitWaitMs, signal)
+  } catch (error) {
+    if (isAbort(error) || hasCode(error, 'INDEX_CORRUPT')) throw error
+    throw new RoostError('STORE_UNAVAILABLE', 'Not yet durable: the data is safe in the server\'s spool, but its storage target does not take packs. Ask again.',
+      { waitingPacks: parts.uploads.waitingPacks }, { cause: error })
+  }
+}
+
+/** Every reference of the new part must be pinned by this session. What the session inherited from its parent is part of a committed snapshot
+ *  and pinned, so its subtree is complete by induction and is not walked. */
+async function verifyPushedTree(parts: RepositoryParts, sessionId: SessionId, root: string, signal: AbortSignal): Promise<void> {
+  const visit = async (packed: Buffer): Promise<Buffer> => {
+    const states = await parts.index.inspectRefs(sessionId, packed)
+    const descend: Buffer[] = []
+    for (let i = 0; i < states.length; i++) {
+      const ref = packed.subarray(i * NODE_REF_BYTES, (i + 1) * NODE_REF_BYTES)
+      if (states[i] === REF_STATES.inherited) continue
+      if (states[i] !== REF_STATES.pinned) throw incomplete(ref, states[i]!)
+      if (ref[0] === CHUNK_KINDS.node) descend.push(ref.subarray(1))
+    }
+    return Buffer.concat(descend)
+  }
+  const rootId = parseChunkId(root)
+  const rootRef = Buffer.concat([Buffer.from([CHUNK_KINDS.node]), rootId])
+  if ((await visit(rootRef)).byteLength === 0) return // the whole tree is the parent's
+  await walkTree({ index: parts.index, seen: new PlaceSet(), signal, visit: (refs: NodeRefs) => visit(refs.packed),
+    readNode: async (id) => {
+      const bytes = await parts.reader.readChunk(id, signal)
+      if (bytes === undefined) throw incomplete(Buffer.concat([Buffer.from([CHUNK_KINDS.node]), id]), REF_STATES.missing)
+      return bytes
+    } }, rootId)
+}
+function incomplete(ref: Buffer, state: number): RoostError {
+  const why = state === REF_STATES.missing ? 'is not in the repository' : state === REF_STATES.wrongKind ? 'is of another kind' : 'was not shown by this session'
+  return new RoostError('COMMIT_INCOMPLETE', `The tree is not complete: a chunk that it names ${why}. Run the backup again; what arrived is kept.`,
+    { chunk: ref.subarray(1).toString('hex') })
+}
+
+function recordOf(parts: RepositoryParts, session: SessionRow, request: CommitRequest): SnapshotRecord {
+  return { format: 1, repositoryId: parts.repositoryId, source: session.source, mode: session.mode as SnapshotRecord['mode'], parent: session.snapshot,
+    receivedAtMs: parts.clock.now(), sessionId: session.sessionId, root: request.root, host: request.host, user: request.user, paths: request.paths,
+    tags: request.tags, startedAtMs: request.startedAtMs, statistics: request.statistics,
+    ...(request.description === undefined ? {} : { description: request.description }) }
+}

@@ -1,0 +1,121 @@
+/** The Repository of one process: hands each call to its use case. No algorithm lives here. */
+import { parseSnapshotId, type SessionId, type SnapshotId } from '../core/ids.js'
+import { RoostError } from '../core/errors.js'
+import type {
+  AddKeySlotRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
+  RepositoryStats, SignedSnapshot, SnapshotPage,
+} from '../core/messages.js'
+import type { SessionRow } from '../index/chunk-index.js'
+import { checkRepository } from './check.js'
+import { commitSnapshot } from './commit-snapshot.js'
+import { findMissing } from './find-missing.js'
+import { addKeySlot, listKeySlots, removeKeySlot, rotateKeyfile } from './manage-keys.js'
+import { ChunkPutter } from './put-chunks.js'
+import { readChunks } from './read-chunks.js'
+import { rebuildIndex } from './rebuild.js'
+import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from './repository.js'
+import { infoOf, type RepositoryParts } from './repository-parts.js'
+import { Sessions, unknownSnapshot, type SessionCaller } from './sessions.js'
+import { toWireSnapshot } from './snapshot-format.js'
+import { snapshotKey } from './layout.js'
+
+export class LocalRepository implements Repository {
+  readonly #parts: RepositoryParts
+  readonly #sessions: Sessions
+  readonly #putter: ChunkPutter
+  readonly #masterKey: Buffer
+  readonly #keyfile: string
+  #complete = true
+  #rebuilding = false
+  #closed: Promise<void> | undefined
+
+  constructor(parts: RepositoryParts, masterKey: Buffer, keyfile: string) {
+    this.#parts = parts
+    this.#masterKey = masterKey
+    this.#keyfile = keyfile
+    this.#sessions = new Sessions(parts)
+    this.#putter = new ChunkPutter(parts)
+  }
+  /** Call once after construction: whether a rebuild is needed is part of `info`. */
+  async loadState(): Promise<void> { this.#complete = await this.#parts.index.isComplete() }
+
+  get name(): string { return this.#parts.name }
+  info(): RepositoryInfo { return infoOf(this.#parts, this.#complete) }
+
+  openSession(request: OpenSessionRequest, caller: SessionCaller): Promise<OpenSessionReply> { return this.#sessions.open(request, caller) }
+  requireSession(sessionId: SessionId): Promise<SessionRow> { return this.#sessions.require(sessionId) }
+  async findMissing(sessionId: SessionId, idProofs: Buffer): Promise<Buffer> {
+    await this.#sessions.requirePush(sessionId)
+    return findMissing(this.#parts, sessionId, idProofs)
+  }
+  async putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: ArrayBuffer }> {
+    signal.throwIfAborted()
+    await this.#sessions.requirePush(sessionId)
+    return this.#putter.put(sessionId, body)
+  }
+  async *readChunks(sessionId: SessionId, ids: Buffer, signal: AbortSignal): AsyncIterable<Buffer> {
+    yield* readChunks(this.#parts, await this.#sessions.require(sessionId), ids, signal)
+  }
+  commit(sessionId: SessionId, request: CommitRequest, signal: AbortSignal): Promise<CommitReply> {
+    return commitSnapshot(this.#parts, this.#sessions, sessionId, request, signal)
+  }
+  closeSession(sessionId: SessionId): Promise<void> { return this.#sessions.close(sessionId) }
+
+  async listSnapshots(query: SnapshotQuery): Promise<SnapshotPage> {
+    const before = query.after === undefined ? undefined : Number(query.after)
+    if (before !== undefined && !Number.isSafeInteger(before)) throw new RoostError('REQUEST_MALFORMED', 'The page mark is not one that this server gave.')
+    const rows = await this.#parts.index.listSnapshots({ limit: query.limit, ...(before === undefined ? {} : { before }),
+      ...(query.source === undefined ? {} : { source: query.source }), ...(query.tag === undefined ? {} : { tag: query.tag }) })
+    return { snapshots: rows.map(toWireSnapshot), next: rows.length < query.limit ? null : String(rows.at(-1)!.sequence) }
+  }
+  async getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot> {
+    const row = await this.#parts.index.getSnapshot(parseSnapshotId(snapshotId))
+    if (row === undefined) throw unknownSnapshot(snapshotId)
+    return toWireSnapshot(row)
+  }
+  /** Order (docs/durability.md, deletes): the object on the target, then the row. Dying in between brings the snapshot back whole. */
+  async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+    const { index, store } = this.#parts
+    if (await index.getSnapshot(snapshotId) === undefined) throw unknownSnapshot(snapshotId)
+    await store.delete(snapshotKey(snapshotId))
+    await index.deleteSnapshot(snapshotId)
+  }
+  async stats(): Promise<RepositoryStats> {
+    const totals = await this.#parts.index.totals()
+    const { snapshots, packs, chunks, dataChunks, nodeChunks, rawBytes, storedBytes, spooledPacks, spooledBytes, sessionsOpen } = totals
+    return { snapshots, packs, chunks, dataChunks, nodeChunks, rawBytes, storedBytes, spoolPacks: spooledPacks, spoolBytes: spooledBytes, sessionsOpen }
+  }
+  async *check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
+    await this.#parts.intake.flush()
+    yield* checkRepository(this.#parts, options, signal)
+  }
+  async *rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
+    if (this.#rebuilding) throw new RoostError('REPOSITORY_BUSY', 'A rebuild of this repository is running already.')
+    this.#rebuilding = true
+    try {
+      yield* rebuildIndex(this.#parts, signal)
+      await this.loadState()
+    } finally {
+      this.#rebuilding = false
+    }
+  }
+
+  listKeySlots(): Promise<KeySlotInfo[]> { return listKeySlots(this.#parts) }
+  addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo> { return addKeySlot(this.#parts, this.#masterKey, request) }
+  removeKeySlot(slotId: string): Promise<void> { return removeKeySlot(this.#parts, slotId) }
+  rotateKeyfile(): Promise<KeySlotInfo> { return rotateKeyfile(this.#parts, this.#masterKey, this.#keyfile) }
+
+  close(): Promise<void> {
+    return this.#closed ??= this.#close()
+  }
+  async #close(): Promise<void> {
+    const { intake, uploads, index, store, pool, repositoryId, commitWaitMs } = this.#parts
+    await intake.flush()
+    // What the target does not take in time stays in the spool; the next start uploads it.
+    await uploads.settled(Math.min(commitWaitMs, 10_000)).catch(() => undefined)
+    await uploads.close()
+    pool.forget(repositoryId)
+    await index.close()
+    await store.close()
+  }
+}

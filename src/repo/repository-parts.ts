@@ -1,0 +1,48 @@
+/** The open parts of one repository that its use cases share. Holds them; knows no algorithm. */
+import type { Clock } from '../core/clock.js'
+import type { RoostError } from '../core/errors.js'
+import type { RepositoryId } from '../core/ids.js'
+import type { ChunkerParameters, RepositoryInfo } from '../core/messages.js'
+import type { Random } from '../core/random.js'
+import type { ChunkIndex } from '../index/chunk-index.js'
+import type { FileEffects } from '../store/file-effects.js'
+import type { ObjectStore } from '../store/object-store.js'
+import type { PackIntake } from './pack-intake.js'
+import type { PackReader } from './pack-reader.js'
+import type { PackUploads } from './pack-uploads.js'
+import type { RepositoryKeys } from './repository-keys.js'
+import type { SealPool } from './seal-pool.js'
+
+export interface RepositoryParts {
+  readonly name: string
+  readonly repositoryId: RepositoryId
+  readonly createdAtMs: number
+  readonly chunker: ChunkerParameters
+  readonly keys: RepositoryKeys
+  /** This repository's local folder: keyfile, index, spool. */
+  readonly directory: string
+  readonly spoolDirectory: string
+  readonly index: ChunkIndex
+  readonly store: ObjectStore
+  readonly pool: SealPool
+  readonly uploads: PackUploads
+  readonly intake: PackIntake
+  readonly reader: PackReader
+  readonly clock: Clock
+  readonly random: Random
+  readonly effects: FileEffects
+  /** How long a commit waits for the target before it answers "not yet". */
+  readonly commitWaitMs: number
+  report(event: RepositoryEvent): void
+}
+/** What operators should hear; the server logs it. */
+export type RepositoryEvent =
+  | { readonly type: 'damage'; readonly error: RoostError; readonly pack: string }
+  | { readonly type: 'recovered'; readonly counts: Readonly<Record<string, number>> }
+  | { readonly type: 'pack-lost'; readonly error: Error }
+
+export function infoOf(parts: RepositoryParts, complete: boolean): RepositoryInfo {
+  return { name: parts.name, repositoryId: parts.repositoryId, mode: 'server', createdAtMs: parts.createdAtMs,
+    targets: [parts.store.description], verifyKey: parts.keys.signing.publicKey.toString('hex'), chunker: parts.chunker,
+    state: complete ? 'ready' : 'rebuild-needed' }
+}
