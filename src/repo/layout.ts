@@ -5,10 +5,13 @@ import type { ObjectKey } from '../store/object-store.js'
 export const HEADER_KEY: ObjectKey = 'roost.json'
 export const PACK_PREFIX = 'packs/'
 export const SNAPSHOT_PREFIX = 'snapshots/'
+export const KEY_SLOT_PREFIX = 'keys/'
 
 /** Two hex digits of fan-out keep directories of a `file:` target small. */
 export const packKey = (id: PackId): ObjectKey => `${PACK_PREFIX}${id.slice(0, 2)}/${id}`
 export const snapshotKey = (id: SnapshotId): ObjectKey => `${SNAPSHOT_PREFIX}${id}`
+/** `slotId`: 32 lowercase hex digits, proven by the caller. */
+export const keySlotKey = (slotId: string): ObjectKey => `${KEY_SLOT_PREFIX}${slotId}`
 
 /** The pack named by a key, or undefined for a foreign object. */
 export function packIdOfKey(key: ObjectKey): PackId | undefined {
@@ -18,4 +21,8 @@ export function packIdOfKey(key: ObjectKey): PackId | undefined {
 export function snapshotIdOfKey(key: ObjectKey): SnapshotId | undefined {
   const match = /^snapshots\/([0-9a-f]{64})$/.exec(key)
   return match === null ? undefined : parseSnapshotId(match[1]!)
+}
+/** The slot named by a key, or undefined for a foreign object. */
+export function slotIdOfKey(key: ObjectKey): string | undefined {
+  return /^keys\/([0-9a-f]{32})$/.exec(key)?.[1]
 }
