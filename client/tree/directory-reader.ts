@@ -16,10 +16,8 @@ export class DirectoryReader {
   readonly #rootNode: DirectoryNode | undefined
   #lastName: Buffer | undefined
 
-  /** `rootBytes`: the root node, where the caller has read it already. @throws {RoostError} TREE_MALFORMED */
-  constructor(readonly nodes: NodeSource, readonly root: ChunkId, rootBytes?: Buffer) {
-    if (rootBytes !== undefined) this.#rootNode = decodeDirectoryNode(rootBytes)
-  }
+  /** `rootNode`: where the caller has read it already. */
+  constructor(readonly nodes: NodeSource, readonly root: ChunkId, rootNode?: DirectoryNode) { this.#rootNode = rootNode }
   /** Grows as leaves() goes on. */
   get nodesRead(): NodesByPlace { return this.#nodesRead }
 

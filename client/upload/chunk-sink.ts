@@ -35,7 +35,8 @@ export interface SourceProblem { readonly path: string; readonly reason: 'vanish
 
 export interface ScanContext {
   readonly sink: ChunkSink
-  readonly parent: { readonly root: ChunkId; readonly nodes: NodeSource } | undefined
+  /** `startedAtMs`: when the parent's scan began; files touched since then are read again, for their times may hide a change. */
+  readonly parent: { readonly root: ChunkId; readonly nodes: NodeSource; readonly startedAtMs: number } | undefined
   readonly counters: ScanCounters
   report(problem: SourceProblem): void
   /** Name of what is being read now, for progress. */
