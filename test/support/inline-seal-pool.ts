@@ -1,0 +1,28 @@
+/** The sealing of production without threads, so that crash tests own every effect and its order. */
+import type { PackNumber, RepositoryId } from '../../src/core/ids.js'
+import { openBlock, packSecret } from '../../src/repo/pack-format.js'
+import { Sealer, type SealSecrets, type StoreJob, type StoreResult } from '../../src/repo/seal-job.js'
+import type { SealListener, SealPool } from '../../src/repo/seal-pool.js'
+import type { FileEffects } from '../../src/store/file-effects.js'
+
+export class InlineSealPool implements SealPool {
+  readonly #sealers = new Map<RepositoryId, Sealer>()
+  constructor(readonly effects: FileEffects) {}
+  open(secrets: SealSecrets, listener: SealListener): void {
+    this.#sealers.set(secrets.repositoryId, new Sealer(secrets, (pack) => { listener.onSealed(pack) },
+      (number: PackNumber, error) => { listener.onLost(number, error as Error) }, this.effects))
+  }
+  async store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: ArrayBuffer }> {
+    await Promise.resolve()
+    const result = this.#sealers.get(repository)!.store(job)
+    accept(result)
+    return { result, buffer: job.buffer }
+  }
+  async flush(repository: RepositoryId): Promise<void> { await this.#sealers.get(repository)!.flush() }
+  async decode(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer): Promise<Buffer> {
+    await Promise.resolve()
+    return openBlock(packSecret(packKey, header), offset, sealed)
+  }
+  forget(repository: RepositoryId): void { this.#sealers.delete(repository) }
+  async close(): Promise<void> { await Promise.resolve() }
+}
