@@ -11,7 +11,7 @@ import { assert, assertNever } from '../core/assert.js'
 import type { Clock } from '../core/clock.js'
 import { RoostError, hasCode, isErrno } from '../core/errors.js'
 import { KiB, LIMITS } from '../core/limits.js'
-import type { KeySlotInfo, KeySlotKind } from '../core/messages.js'
+import type { AttachRepositoryRequest, KeySlotInfo, KeySlotKind } from '../core/messages.js'
 import { unwrapWithKey, unwrapWithSecretKey, wrapForPublicKey, wrapWithKey } from '../core/nacl.js'
 import type { Random } from '../core/random.js'
 import { bytesBody } from '../store/bytes-body.js'
@@ -109,6 +109,13 @@ export async function unlockMasterKey(store: ObjectStore, secret: KeySecret): Pr
   }
   if (damage !== undefined) throw damage
   throw unlockFailed(kind, tried, slots)
+}
+
+/** @throws {RoostError} REQUEST_MALFORMED unless exactly one secret is given. */
+export function attachSecretOf({ passphrase, recoverySecretKey }: AttachRepositoryRequest): KeySecret {
+  if (passphrase !== undefined && recoverySecretKey === undefined) return { passphrase }
+  if (recoverySecretKey !== undefined && passphrase === undefined) return { recoverySecretKey }
+  throw new RoostError('REQUEST_MALFORMED', 'Give either the passphrase or the recovery secret key, to attach a repository.')
 }
 
 /** The bytes of a keyfile that nobody but its owner can read. @throws {RoostError} KEY_UNLOCK_FAILED saying what to do */
