@@ -11,7 +11,7 @@ export type JsonSchema = Readonly<Record<string, unknown>>
 
 /** Labels shown to people: no control characters. */
 const TEXT = '^[^\\u0000-\\u001f\\u007f]+$'
-const REPOSITORY_NAME = '[A-Za-z0-9][A-Za-z0-9._-]{0,63}'
+const REPOSITORY_NAME = '[a-z0-9][a-z0-9._-]{0,63}'
 
 /** Largest counts of JSON lists that have no place in LIMITS. */
 export const LIST_LIMITS = Object.freeze({

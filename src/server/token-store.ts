@@ -28,30 +28,32 @@ export class TokenStore {
   readonly #deps: TokenStoreDeps
   readonly #changes = new Mutex()
   #tokens: ReadonlyMap<string, StoredToken>
-  private constructor(deps: TokenStoreDeps, tokens: readonly StoredToken[]) {
+  private constructor(deps: TokenStoreDeps, tokens: readonly StoredToken[], readonly isNew: boolean) {
     this.#deps = deps
     this.#tokens = new Map(tokens.map((token) => [token.tokenId, token]))
   }
 
-  /** An absent file is an empty store; an unreadable one throws, since starting without it would lock everyone out. */
+  /** An absent file is an empty, new store; an unreadable one throws, since starting without it would lock everyone out. */
   static async open(deps: TokenStoreDeps): Promise<TokenStore> {
     const file = await readJsonFile(deps.path)
-    return new TokenStore(deps, file === undefined ? [] : parseTokenFile(file, deps.path))
+    return new TokenStore(deps, file === undefined ? [] : parseTokenFile(file, deps.path), file === undefined)
   }
 
-  get isEmpty(): boolean { return this.#tokens.size === 0 }
   list(): TokenInfo[] { return [...this.#tokens.values()].map(withoutHash) }
 
-  /** @throws {RoostError} LIMIT_EXCEEDED */
-  create(request: CreateTokenRequest): Promise<CreateTokenReply> {
+  /** `keep` gets the token before it becomes valid: a crash between the two leaves a token that opens nothing, never a valid
+   *  one that nobody knows. @throws {RoostError} LIMIT_EXCEEDED */
+  create(request: CreateTokenRequest, keep?: (token: string) => Promise<void>): Promise<CreateTokenReply> {
     return this.#changes.run(async () => {
       if (this.#tokens.size >= TOKENS_MAX)
         throw new RoostError('LIMIT_EXCEEDED', `A server keeps at most ${TOKENS_MAX} tokens.`, { limit: TOKENS_MAX })
       const { clock, random } = this.#deps
       const tokenId = random.bytes(8).toString('hex'), secret = random.bytes(32).toString('hex')
       const info: TokenInfo = { ...request, tokenId, createdAtMs: clock.now() }
+      const token = `roost_${tokenId}_${secret}`
+      await keep?.(token)
       await this.#replace(new Map(this.#tokens).set(tokenId, { ...info, secretHash: hashSecret(secret).toString('hex') }))
-      return { ...info, token: `roost_${tokenId}_${secret}` }
+      return { ...info, token }
     })
   }
 
