@@ -1,4 +1,5 @@
 /** What to do next, for every code of the catalogue and the network's own errors. docs/errors.md says the same at length. */
+import { ClientError, type ClientErrorCode } from '../../client/client-errors.js'
 import { isAbort, isErrno, RoostError, type ErrorCode } from '../core/errors.js'
 import { UsageError } from './exit-codes.js'
 
@@ -64,6 +65,19 @@ const ERRNO_HINTS: Readonly<Record<string, string>> = {
   CERT_HAS_EXPIRED: 'The server\'s certificate has expired.',
 }
 
+const CLIENT_HINTS: Readonly<Record<ClientErrorCode, string>> = {
+  SERVER_UNREACHABLE: 'Is `roost server` running, and are host and port in ROOST_REPOSITORY right?',
+  TLS_REFUSED: 'Name the authority that signed the server\'s certificate with ROOST_CA_FILE, and use the name that the certificate is for.',
+  PLAIN_HTTP_REFUSED: 'Use https, or say --allow-plain-http where the network itself is trusted.',
+  URL_MALFORMED: 'Write http(s)://host:port/NAME.',
+  REPLY_MALFORMED: 'Something other than Roost may answer at that address, or client and server are of different versions.',
+  SOURCE_NOT_REPEATABLE: 'Standard input cannot be read again. Run the whole pipe again: what arrived is found present.',
+  PUSH_NOT_CONVERGING: 'The server lost the session again and again. Look at its log, then run the backup again.',
+  TRANSFER_DAMAGED: 'Bytes changed on the way or in memory. Suspect the network hardware, a proxy, or the RAM of either machine.',
+  SCANNER_FAILED: 'The reading thread ended unexpectedly. Run again with --verbose, and report it.',
+  SNAPSHOT_KEY_MISMATCH: 'The snapshot is signed by another key than the one expected: wrong --verify-key, or a forged server. Do not restore it.',
+}
+
 /** How an error is told: its code if it has one, one sentence, and what to do next. */
 export interface ToldError { readonly code: string; readonly message: string; readonly hint?: string }
 
@@ -75,6 +89,11 @@ export function tellError(error: unknown): ToldError {
     const hint = (cause === undefined ? undefined : ERRNO_HINTS[cause.code!]) ?? ERROR_HINTS[error.code]
     const message = cause === undefined || error.message.includes(cause.message) ? error.message : `${error.message} (${cause.message})`
     return { code: error.code, message, hint }
+  }
+  if (error instanceof ClientError) {
+    const cause = findErrno(error.cause)
+    const told = cause === undefined || error.message.includes(cause.message) ? error.message : `${error.message} (${cause.message})`
+    return { code: error.code, message: told, hint: CLIENT_HINTS[error.code] }
   }
   const errno = findErrno(error)
   if (errno !== undefined) {

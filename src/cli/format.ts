@@ -35,7 +35,7 @@ export const formatCount = (count: number): string => String(count).replace(/\B(
 export function parseBytes(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?$/i.exec(text.trim())
   if (match === null) throw new UsageError(`"${text}" is not a size: write a number with K, M, G or T, such as 512K or 4MiB.`)
-  const bytes = Math.round(Number(match[1]) * 1024 ** ('KMGTP'.indexOf(match[2]!.toUpperCase()) + 1))
+  const bytes = Math.round(Number(match[1]) * 1024 ** ' KMGTP'.indexOf(match[2]!.toUpperCase() || ' '))
   if (!Number.isSafeInteger(bytes)) throw new UsageError(`"${text}" is too large.`)
   return bytes
 }

@@ -16,6 +16,7 @@ export interface GlobalFlags {
   readonly caFile?: string
   readonly verifyKey?: string
   readonly config?: string
+  readonly allowPlainHttp?: boolean
   readonly json?: boolean
   readonly quiet?: boolean
   readonly verbose?: boolean
@@ -80,11 +81,14 @@ export class Settings {
     const open = (statSync(path).mode & 0o077) !== 0
     return open ? { token, warning: `The token file ${path} is readable by other users: chmod 600 it.` } : { token }
   }
-  /** PEM of the authority that signed the server's certificate. */
-  caPem(): string | undefined {
+  /** A PEM file of the authority that signed the server's certificate. @throws {UsageError} when it cannot be read. */
+  caFile(): string | undefined {
     const path = this.value('caFile')
-    return path === undefined ? undefined : readSmallFile(path, 'CA file')
+    if (path !== undefined) readSmallFile(path, 'CA file')
+    return path
   }
+  /** The user accepts that the token travels unencrypted. */
+  allowsPlainHttp(): boolean { return this.#flags.allowPlainHttp === true || this.environment('ROOST_ALLOW_PLAIN_HTTP') === '1' }
   /** The Ed25519 public key that snapshots must be signed with: 64 hex digits. */
   verifyKey(flag?: string): string | undefined {
     const text = this.value('verifyKey', flag)
@@ -115,11 +119,6 @@ function parseServerUrl(text: string): URL {
   if (url.search !== '' || url.hash !== '') throw new UsageError(`"${text}": an address has no ? or # part.`)
   return url
 }
-/** True when a token would travel readable: plain HTTP to another machine. */
-export function sendsTokenInClear(server: URL): boolean {
-  return server.protocol === 'http:' && !/^(localhost|127(\.\d+){3}|\[::1\])$/.test(server.hostname)
-}
-
 /** A passphrase or secret key from a file; one trailing newline is not part of it. */
 export function readSecretFile(path: string, what: string): string {
   const text = readSmallFile(path, what).replace(/\r?\n$/, '')
@@ -150,10 +149,12 @@ function readConfigFile(named: string | undefined, environment: Environment): Fi
   } catch (error) {
     throw new UsageError(`The config file ${path} is not JSON: ${(error as Error).message}`, { cause: error })
   }
-  if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed)) throw new UsageError(`The config file ${path} is not a JSON object.`)
+  if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed))
+    throw new UsageError(`The config file ${path} is not a JSON object.`)
   for (const [key, value] of Object.entries(parsed)) {
     if (key === 'token') throw new UsageError(`${path}: put the token in a file of its own and name it with "tokenFile".`)
-    if (!(FILE_KEYS as readonly string[]).includes(key)) throw new UsageError(`${path}: "${key}" is not a setting; there are: ${FILE_KEYS.join(', ')}.`)
+    if (!(FILE_KEYS as readonly string[]).includes(key))
+      throw new UsageError(`${path}: "${key}" is not a setting; there are: ${FILE_KEYS.join(', ')}.`)
     if (typeof value !== 'string') throw new UsageError(`${path}: "${key}" must be a string.`)
   }
   return parsed as FileSettings

@@ -1,0 +1,73 @@
+/** roost repo …: the repositories of a server. */
+import type { RepositoryInfo } from '../../core/messages.js'
+import { does, sizeOption, withExamples, type Registry } from '../command.js'
+import type { CommandContext } from '../context.js'
+import { formatBytes, formatTable, formatTime } from '../format.js'
+import { readSecretFile } from '../settings.js'
+
+interface CreateFlags {
+  readonly target?: string; readonly minChunk?: number; readonly averageChunk?: number; readonly maxChunk?: number; readonly imageChunk?: number
+}
+interface AttachFlags { readonly target: string; readonly passphraseFile?: string; readonly recoveryKeyFile?: string }
+
+export function registerRepo(registry: Registry): void {
+  const repo = registry.program.command('repo').description('create, list, show and attach repositories')
+
+  does<CreateFlags>(registry, withExamples(repo.command('create').argument('<name>', 'letters, digits, "-", "_" and "."')
+    .description('create a repository with new keys (needs a server administrator\'s token)')
+    .option('--target <url>', 'where its packs go: file:///path (default: in the server\'s data directory)')
+    .option('--min-chunk <size>', 'smallest content-defined chunk', sizeOption)
+    .option('--average-chunk <size>', 'average content-defined chunk', sizeOption)
+    .option('--max-chunk <size>', 'largest content-defined chunk', sizeOption)
+    .option('--image-chunk <size>', 'chunk of disk images', sizeOption),
+  ['roost repo create main', 'roost repo create cold --target file:///mnt/archive/cold']), async (context, flags, [name]) => {
+    const chunker = {
+      ...(flags.minChunk === undefined ? {} : { minBytes: flags.minChunk }),
+      ...(flags.averageChunk === undefined ? {} : { averageBytes: flags.averageChunk }),
+      ...(flags.maxChunk === undefined ? {} : { maxBytes: flags.maxChunk }),
+      ...(flags.imageChunk === undefined ? {} : { imageChunkBytes: flags.imageChunk }),
+    }
+    const info = await context.server().createRepository({
+      name: name!, ...(flags.target === undefined ? {} : { target: flags.target }), ...(Object.keys(chunker).length === 0 ? {} : { chunker }),
+    }, { signal: context.signal })
+    showRepository(context, info)
+    context.output.note(`\nAdd a way to open it without this server, or the loss of the server's keyfile is the loss of everything:\n` +
+      `  roost key add passphrase --label office --passphrase-file FILE -r …/${info.name}`)
+  })
+
+  does(registry, repo.command('list').description('list the repositories that the token may see'), async (context) => {
+    const list = await context.server().listRepositories({ signal: context.signal })
+    for (const info of list) context.output.record({ type: 'repository', ...info })
+    if (list.length === 0) context.output.note('No repositories. `roost repo create NAME` makes one.')
+    else context.output.line(formatTable(['NAME', 'CREATED', 'STATE'], list.map((info) => [info.name, formatTime(info.createdAtMs), info.state])))
+  })
+
+  does(registry, repo.command('show').description('show the repository that -r or ROOST_REPOSITORY names'), async (context) =>
+    showRepository(context, await context.repository().client.info({ signal: context.signal })))
+
+  does<AttachFlags>(registry, withExamples(repo.command('attach').argument('<name>')
+    .description('open a repository that exists on its target but not on this server (after the loss of the server)')
+    .requiredOption('--target <url>', 'where its packs are')
+    .option('--passphrase-file <file>', 'a file with the passphrase of one of its key slots')
+    .option('--recovery-key-file <file>', 'a file with the recovery secret key (hex)'),
+  ['roost repo attach main --target file:///mnt/packs/main --passphrase-file /root/main.pass']), async (context, flags, [name]) => {
+    const info = await context.server().attachRepository({
+      name: name!, target: flags.target,
+      ...(flags.passphraseFile === undefined ? {} : { passphrase: readSecretFile(flags.passphraseFile, 'passphrase file') }),
+      ...(flags.recoveryKeyFile === undefined ? {} : { recoverySecretKey: readSecretFile(flags.recoveryKeyFile, 'recovery key file').trim() }),
+    }, { signal: context.signal })
+    showRepository(context, info)
+    if (info.state === 'rebuild-needed') context.output.note('\nNow make its index: roost rebuild')
+  })
+}
+
+function showRepository(context: CommandContext, info: RepositoryInfo): void {
+  context.output.record({ type: 'repository', ...info })
+  const { chunker } = info
+  context.output.line([
+    `name         ${info.name}`, `id           ${info.repositoryId}`, `created      ${formatTime(info.createdAtMs)}`, `state        ${info.state}`,
+    `targets      ${info.targets.join(', ') || '(shown to administrators)'}`, `verify key   ${info.verifyKey}`,
+    `chunks       ${formatBytes(chunker.minBytes)} – ${formatBytes(chunker.averageBytes)} – ${formatBytes(chunker.maxBytes)}, ` +
+      `images ${formatBytes(chunker.imageChunkBytes)}`,
+  ].join('\n'))
+}

@@ -1,0 +1,66 @@
+/** roost server: the server in the foreground, until SIGTERM or Ctrl-C. */
+import { mkdirSync } from 'node:fs'
+import { resolve } from 'node:path'
+import { LOG_LEVELS, SERVER_CONFIG_DEFAULTS, ServerConfigError, type LogLevel, type ServerConfig } from '../../server/config.js'
+import { openRepositoryHost } from '../../repo/repository-host.js'
+import { runServer } from '../../server/run-server.js'
+import { choiceOption, countOption, does, sizeOption, withExamples, type Registry } from '../command.js'
+import type { CommandContext } from '../context.js'
+import { UsageError } from '../exit-codes.js'
+
+interface ServerFlags {
+  readonly data?: string; readonly listen?: string; readonly tlsCert?: string; readonly tlsKey?: string; readonly allowPlainHttp?: boolean
+  readonly workers?: number; readonly spoolMax?: number; readonly admissionMax?: number; readonly logLevel?: string; readonly drainSeconds?: number
+}
+
+export function registerServer(registry: Registry): void {
+  does<ServerFlags>(registry, withExamples(registry.program.command('server').description('run the server')
+    .option('--data <dir>', 'the data directory; made if absent (ROOST_DATA)')
+    .option('--listen <host:port>', 'where to listen (ROOST_LISTEN; default 127.0.0.1:8470)')
+    .option('--tls-cert <file>', 'PEM certificate chain (ROOST_TLS_CERT)').option('--tls-key <file>', 'its PEM key (ROOST_TLS_KEY)')
+    .option('--workers <count>', 'threads that verify, compress and seal', countOption)
+    .option('--spool-max <size>', 'local bytes before pushes wait for the target', sizeOption)
+    .option('--admission-max <size>', 'bytes of request bodies held at once', sizeOption)
+    .option('--drain-seconds <seconds>', 'how long a shutdown waits for requests', countOption)
+    .addOption(choiceOption('--log-level <level>', 'how much to log (ROOST_LOG_LEVEL)', LOG_LEVELS)),
+  ['roost server --data /srv/roost', 'roost server --data /srv/roost --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem']),
+  async (context, flags) => {
+    const config = serverConfig(context, flags)
+    mkdirSync(config.dataDirectory, { recursive: true, mode: 0o700 })
+    try {
+      await runServer(config, { openHost: openRepositoryHost })
+    } catch (error) {
+      if (error instanceof ServerConfigError) throw new UsageError(error.message, { cause: error })
+      throw error
+    }
+  })
+}
+
+function serverConfig(context: CommandContext, flags: ServerFlags): ServerConfig {
+  const { settings } = context
+  const data = flags.data ?? settings.environment('ROOST_DATA')
+  if (data === undefined) throw new UsageError('Name the data directory: --data DIR (or ROOST_DATA).')
+  const certFile = flags.tlsCert ?? settings.environment('ROOST_TLS_CERT')
+  const keyFile = flags.tlsKey ?? settings.environment('ROOST_TLS_KEY')
+  if ((certFile === undefined) !== (keyFile === undefined)) throw new UsageError('A certificate needs its key: give --tls-cert and --tls-key.')
+  const logLevel = flags.logLevel ?? settings.environment('ROOST_LOG_LEVEL') ?? SERVER_CONFIG_DEFAULTS.logLevel
+  if (!(LOG_LEVELS as readonly string[]).includes(logLevel)) throw new UsageError(`"${logLevel}" is not a log level: ${LOG_LEVELS.join(', ')}.`)
+  return {
+    ...SERVER_CONFIG_DEFAULTS, ...parseListen(flags.listen ?? settings.environment('ROOST_LISTEN')),
+    dataDirectory: resolve(data), logLevel: logLevel as LogLevel, allowPlainHttp: settings.allowsPlainHttp(),
+    ...(certFile === undefined || keyFile === undefined ? {} : { tls: { certFile, keyFile } }),
+    ...(flags.workers === undefined ? {} : { workers: flags.workers }),
+    ...(flags.spoolMax === undefined ? {} : { spoolBytes: flags.spoolMax }),
+    ...(flags.admissionMax === undefined ? {} : { admissionBytes: flags.admissionMax }),
+    ...(flags.drainSeconds === undefined ? {} : { drainMs: flags.drainSeconds * 1000 }),
+  }
+}
+/** `host:port`, `[::1]:port`, `:port`, `host` or `port`. */
+export function parseListen(text: string | undefined): { readonly host?: string; readonly port?: number } {
+  if (text === undefined) return {}
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*))(?::(\d{1,5}))?$/.exec(text)
+  if (match === null) throw new UsageError(`"${text}" is not an address: write HOST:PORT, such as 0.0.0.0:8470 or [::1]:8470.`)
+  const host = match[1] ?? match[2]!
+  if (match[3] === undefined && /^\d{1,5}$/.test(host)) return { port: Number(host) }
+  return { ...(host === '' ? {} : { host }), ...(match[3] === undefined ? {} : { port: Number(match[3]) }) }
+}

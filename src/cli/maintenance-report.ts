@@ -1,0 +1,39 @@
+/** Follows a check or rebuild: progress while it runs, each problem on a line, and what it came to. */
+import { RoostError } from '../core/errors.js'
+import type { MaintenanceEvent } from '../core/messages.js'
+import type { CommandContext } from './context.js'
+import { EXIT, type ExitCode } from './exit-codes.js'
+import { formatCount, printable } from './format.js'
+
+/** @throws {RoostError} what made it fail; BODY_TRUNCATED when it ended without saying how. */
+export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>, what: 'check' | 'rebuild'): Promise<ExitCode> {
+  const { output } = context
+  let phase = ''
+  let done: Extract<MaintenanceEvent, { type: 'done' }> | undefined
+  for await (const event of events) {
+    output.record({ ...event })
+    switch (event.type) {
+      case 'progress':
+        if (event.phase !== phase) { output.endProgress(); output.detail(`${what}: ${event.phase}`) }
+        phase = event.phase
+        output.progress({ done: event.done, total: event.total > 0 ? event.total : undefined, unit: 'items', at: event.phase })
+        break
+      case 'problem': {
+        const where = [event.snapshot === undefined ? '' : `snapshot ${event.snapshot}`, event.pack === undefined ? '' : `pack ${event.pack}`,
+          event.chunk === undefined ? '' : `chunk ${event.chunk}`].filter((part) => part !== '').join(', ')
+        output.warn(`problem [${event.code}]: ${printable(event.message)}${where === '' ? '' : ` (${where})`}`)
+        break
+      }
+      case 'done': done = event; break
+      case 'failed': throw new RoostError(event.error.code, event.error.message, event.error.details)
+    }
+  }
+  output.endProgress()
+  if (done === undefined) throw new RoostError('BODY_TRUNCATED', `The ${what} ended without saying how.`)
+  const counts = Object.entries(done.counts).map(([name, count]) => `${formatCount(count)} ${wordsOf(name)}`).join(', ')
+  output.line(`${what}: ${done.problems === 0 ? 'no problems' : `${formatCount(done.problems)} problem${done.problems === 1 ? '' : 's'}`}` +
+    (counts === '' ? '' : ` (${counts})`))
+  return done.problems === 0 ? EXIT.done : EXIT.doneWithProblems
+}
+/** `bytesRead` → `bytes read`. */
+const wordsOf = (name: string): string => name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)

@@ -1,0 +1,59 @@
+/** Snapshots as the user names them (`latest`, a full id, a unique prefix), verified before anything in them is believed. */
+import type { RepositoryClient } from '../../client/repository-client.js'
+import { openSignedSnapshot } from '../../client/snapshot-record.js'
+import { RoostError } from '../core/errors.js'
+import { parseSnapshotId, type SnapshotId } from '../core/ids.js'
+import type { SignedSnapshot, SnapshotRecord } from '../core/messages.js'
+import type { CommandContext } from './context.js'
+import { UsageError } from './exit-codes.js'
+
+export interface NamedSnapshot { readonly id: SnapshotId; readonly record: SnapshotRecord }
+export interface SnapshotFilter { readonly source?: string; readonly tag?: string }
+
+const PREFIX_DIGITS_MIN = 6
+const PAGE = 500
+export const SHORT_ID_DIGITS = 12
+export const shortId = (id: string): string => id.slice(0, SHORT_ID_DIGITS)
+
+/** The key that snapshots must be signed with: the user's, or else the one that the server states. */
+export async function verifyKeyOf(context: CommandContext, client: RepositoryClient): Promise<string> {
+  return context.settings.verifyKey() ?? (await client.info({ signal: context.signal })).verifyKey
+}
+
+/** All snapshots that fit, oldest first. Yields pages' content as it comes: a repository may hold many. */
+export async function* listSnapshots(context: CommandContext, client: RepositoryClient, filter: SnapshotFilter = {}): AsyncGenerator<NamedSnapshot> {
+  const verifyKey = await verifyKeyOf(context, client)
+  let after: string | undefined
+  do {
+    const page = await client.listSnapshots({ ...filter, limit: PAGE, ...(after === undefined ? {} : { after }) }, { signal: context.signal })
+    for (const signed of page.snapshots) yield nameSnapshot(signed, verifyKey)
+    after = page.next ?? undefined
+  } while (after !== undefined)
+}
+
+/** @throws {RoostError} SNAPSHOT_UNKNOWN; {UsageError} when the prefix fits several or is too short. */
+export async function findSnapshot(context: CommandContext, client: RepositoryClient, text: string, filter: SnapshotFilter = {}): Promise<NamedSnapshot> {
+  if (/^[0-9a-f]{64}$/.test(text))
+    return nameSnapshot(await client.getSnapshot(parseSnapshotId(text), { signal: context.signal }), await verifyKeyOf(context, client))
+  if (text !== 'latest' && !/^[0-9a-f]+$/.test(text)) throw new UsageError(`"${text}" is not a snapshot: write its id, the start of it, or "latest".`)
+  if (text !== 'latest' && text.length < PREFIX_DIGITS_MIN) throw new UsageError(`Write at least ${PREFIX_DIGITS_MIN} digits of a snapshot's id.`)
+  const fitting: NamedSnapshot[] = []
+  for await (const snapshot of listSnapshots(context, client, filter)) {
+    if (text === 'latest') fitting[0] = snapshot
+    else if (snapshot.id.startsWith(text)) fitting.push(snapshot)
+  }
+  if (fitting.length > 1) throw new UsageError(`"${text}" fits ${fitting.length} snapshots: ${fitting.slice(0, 5).map(({ id }) => id.slice(0, 20)).join(', ')}. Write more digits.`)
+  if (fitting.length === 0) throw new RoostError('SNAPSHOT_UNKNOWN',
+    text === 'latest' ? `There is no snapshot${filter.source === undefined ? '' : ` of the source ${filter.source}`} yet.` : `No snapshot begins with ${text}.`)
+  return fitting[0]!
+}
+
+/** `SNAPSHOT[:PATH]` → both parts. Ids hold no colon, so the first one divides. */
+export function splitSnapshotPath(text: string): { readonly snapshot: string; readonly path: string | undefined } {
+  const colon = text.indexOf(':')
+  return colon < 0 ? { snapshot: text, path: undefined } : { snapshot: text.slice(0, colon), path: text.slice(colon + 1) }
+}
+
+function nameSnapshot(signed: SignedSnapshot, verifyKey: string): NamedSnapshot {
+  return { id: parseSnapshotId(signed.id), record: openSignedSnapshot(signed, verifyKey) }
+}
