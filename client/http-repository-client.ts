@@ -100,11 +100,12 @@ export class HttpRepositoryClient implements RepositoryClient {
   check(options: { readDataPercent: number }, call?: Call): AsyncIterable<MaintenanceEvent> {
     return this.#maintain(ROUTES.check, options, call)
   }
-  rebuild(call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.rebuild, {}, call) }
+  rebuild(call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.rebuild, undefined, call) }
   async *#maintain(pattern: string, body: unknown, call?: Call): AsyncIterable<MaintenanceEvent> {
+    const encoded = body === undefined ? {} : { parts: [Buffer.from(JSON.stringify(body))], contentType: 'application/json' }
     yield* readLines<MaintenanceEvent>(await this.#transport.stream({
-      method: 'POST', path: this.#path(pattern), parts: [Buffer.from(JSON.stringify(body))], contentType: 'application/json',
-      accept: MEDIA.progress, idleMs: MAINTENANCE_IDLE_MS, repeatable: false, ...signalOf(call),
+      method: 'POST', path: this.#path(pattern), ...encoded, accept: MEDIA.progress, idleMs: MAINTENANCE_IDLE_MS,
+      repeatable: false, ...signalOf(call),
     }), call?.signal)
   }
 
@@ -116,7 +117,7 @@ export class HttpRepositoryClient implements RepositoryClient {
     await this.#transport.json({ method: 'DELETE', path: this.#path(ROUTES.keySlot, { slot }), ...signalOf(call) })
   }
   rotateKeyfile(call?: Call): Promise<KeySlotInfo> {
-    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.keyRotate), repeatable: false, ...signalOf(call) }, {})
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.keyRotate), repeatable: false, ...signalOf(call) })
   }
   close(): Promise<void> { this.#transport.close(); return Promise.resolve() }
 }
