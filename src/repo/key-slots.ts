@@ -97,6 +97,10 @@ export async function removeKeySlot(store: ObjectStore, slotId: string): Promise
  *  is damaged, or when a slot holds another repository's key; REQUEST_MALFORMED for a malformed secret
  */
 export async function unlockMasterKey(store: ObjectStore, secret: KeySecret): Promise<Buffer> {
+  return (await openSlot(store, secret)).masterKey
+}
+/** As unlockMasterKey, and says which slot the secret opened. */
+export async function openSlot(store: ObjectStore, secret: KeySecret): Promise<{ masterKey: Buffer; slotId: string }> {
   const { kind, open } = opener(secret)
   const { slots, damage } = await readSlots(store)
   const tried = slots.filter((slot) => slot.kind === kind)
@@ -105,7 +109,7 @@ export async function unlockMasterKey(store: ObjectStore, secret: KeySecret): Pr
     if (masterKey === undefined) continue
     if (masterKey.byteLength !== MASTER_KEY_BYTES || deriveCheckValue(masterKey) !== slot.checkValue)
       throw corruptSlot(slot.slotId, 'it opens, but holds another key than it says')
-    return masterKey
+    return { masterKey, slotId: slot.slotId }
   }
   if (damage !== undefined) throw damage
   throw unlockFailed(kind, tried, slots)

@@ -102,7 +102,7 @@ export class LocalRepository implements Repository {
 
   listKeySlots(): Promise<KeySlotInfo[]> { return listKeySlots(this.#parts) }
   addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo> { return addKeySlot(this.#parts, this.#masterKey, request) }
-  removeKeySlot(slotId: string): Promise<void> { return removeKeySlot(this.#parts, slotId) }
+  removeKeySlot(slotId: string): Promise<void> { return removeKeySlot(this.#parts, slotId, this.#keyfile) }
   rotateKeyfile(): Promise<KeySlotInfo> { return rotateKeyfile(this.#parts, this.#masterKey, this.#keyfile) }
 
   close(): Promise<void> {

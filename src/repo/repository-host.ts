@@ -10,7 +10,7 @@ import type { AttachRepositoryRequest, CreateRepositoryRequest } from '../core/m
 import { systemRandom } from '../core/random.js'
 import { Mutex } from '../core/concurrency.js'
 import { nodeFileEffects } from '../store/file-effects.js'
-import { attachSecretOf } from './key-slots.js'
+import { attachSecretOf } from './manage-keys.js'
 import type { LocalRepository } from './local-repository.js'
 import { attachRepository, createRepository, openRepository, type OpenRepositoryDeps } from './open-repository.js'
 import type { RepositoryHost } from './repository-host-contract.js'
