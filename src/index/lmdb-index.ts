@@ -4,6 +4,7 @@
  *  its fsync happen on LMDB's own thread. A method that throws half-way leaves nothing. Durable methods wait for the
  *  fsync, the others only for the commit. Reads are synchronous from the memory map.
  */
+import path from 'node:path'
 import { open, type RootDatabase, type RootDatabaseOptionsWithPath } from 'lmdb'
 import { assert } from '../core/assert.js'
 import { RoostError } from '../core/errors.js'
@@ -18,6 +19,7 @@ import { corrupt } from './checksum.js'
 import { ChunkTable } from './chunk-table.js'
 import { entryNumberOfValue, kindOfValue, packNumberOfValue } from './entry-codec.js'
 import { claimIndexDirectory } from './index-directory.js'
+import { INDEX_PAGE_BYTES, prepareLmdbFile } from './lmdb-file.js'
 import { PinTable } from './pin-table.js'
 import { PositionList, positionOf } from './positions.js'
 import { FRESH_COUNTERS, decodeCounters, decodeNumberRow, decodePackRow, decodeSessionRow, encodeCounters,
@@ -39,16 +41,16 @@ const META_KEYS = { identity: Buffer.from('identity'), counters: Buffer.from('co
 /** LMDB's own verdicts on its file: bad page, corrupted, panic, other version, not a database, bad transaction. */
 const DAMAGE_CODES = new Set([-30797, -30796, -30795, -30794, -30793, -30782])
 
-function environmentOptions(path: string, mapBytesMax: number): RootDatabaseOptionsWithPath {
+function environmentOptions(directory: string, mapBytesMax: number): RootDatabaseOptionsWithPath {
   return {
-    path,
+    path: directory,
     noSubdir: false,
     maxDbs: 12,
     maxReaders: 126,
     // One fixed map of address space, never remapped: growth needs no pause and no reader sees its map move.
     mapSize: mapBytesMax,
     remapChunks: false,
-    pageSize: 4096,
+    pageSize: INDEX_PAGE_BYTES,
     // Commit and fsync overlap with the next transaction; a power cut falls back to the last synced one.
     overlappingSync: true,
     noSync: false,
@@ -72,6 +74,7 @@ export async function openLmdbIndex(options: LmdbIndexOptions): Promise<ChunkInd
   const release = claimIndexDirectory(options.directory)
   let root: RootDatabase | undefined
   try {
+    prepareLmdbFile(path.join(options.directory, 'data.mdb'))
     root = open(environmentOptions(options.directory, options.mapBytesMax ?? MAP_BYTES_DEFAULT))
     const index = new LmdbIndex(root, release)
     await index.start(options.identity)

@@ -1,0 +1,251 @@
+/** The ChunkIndex in plain maps: the reference that the embedded index is tested against, and a double for tests of what
+ *  stands on an index. Simple before fast; nothing survives the process, so it always opens clean.
+ */
+import { assert } from '../core/assert.js'
+import { RoostError } from '../core/errors.js'
+import { CHUNK_ID_BYTES, CHUNK_KINDS, ID_PROOF_BYTES, chunkKey, packNumber, type ChunkKey, type ChunkKind, type PackId,
+  type PackNumber, type SessionId, type SnapshotId } from '../core/ids.js'
+import { NODE_REF_BYTES } from '../core/node-format.js'
+import { REF_STATES, type ChunkIndex, type IndexTotals, type Locations, type PackEntries, type PackPins, type PackRow,
+  type RefState, type SessionRow, type SnapshotRow } from './chunk-index.js'
+
+interface Entry {
+  readonly packNumber: number; readonly entryNumber: number; readonly kind: ChunkKind; readonly proof: string
+  readonly blockOffset: number; readonly blockStoredBytes: number; readonly offsetInBlock: number; readonly rawBytes: number
+}
+interface Session { row: SessionRow; readonly pinned: Set<string>; readonly inherited: Set<string> }
+const place = (pack: number, entry: number): string => `${pack}:${entry}`
+
+export function openMemoryIndex(): ChunkIndex { return new MemoryIndex() }
+
+class MemoryIndex implements ChunkIndex {
+  readonly openedClean = true
+  #nextPackNumber = 1
+  #nextSequence = 1
+  #complete = false
+  #closed = false
+  readonly #packs = new Map<number, PackRow>()
+  readonly #chunks = new Map<ChunkKey, Entry>()
+  /** Place of an entry that lost to an older location → its id. */
+  readonly #superseded = new Map<string, ChunkKey>()
+  readonly #sessions = new Map<SessionId, Session>()
+  readonly #snapshots = new Map<SnapshotId, SnapshotRow>()
+  readonly #snapshotOfSession = new Map<SessionId, SnapshotId>()
+
+  async reservePackNumbers(count: number): Promise<PackNumber> {
+    this.#requireOpen()
+    assert(Number.isInteger(count) && count > 0, 'a positive count of numbers')
+    const first = this.#nextPackNumber
+    this.#nextPackNumber += count
+    return packNumber(first)
+  }
+
+  async addPack(pack: PackRow, entries: PackEntries, pins: readonly PackPins[]): Promise<PackNumber> {
+    this.#requireOpen()
+    assert(entries.count === pack.entryCount && entries.idProofs.length === entries.count * ID_PROOF_BYTES, 'whole entries')
+    const existing = this.#packById(pack.packId)
+    if (existing === undefined) this.#insertPack(pack, entries)
+    const number = existing?.packNumber ?? pack.packNumber
+    for (const { sessionId, bitmap } of pins) {
+      const session = this.#sessions.get(sessionId)
+      if (session !== undefined) this.#pinBitmap(session, number, bitmap)
+    }
+    return packNumber(number)
+  }
+  #insertPack(pack: PackRow, entries: PackEntries): void {
+    assert(pack.packNumber > 0 && pack.packNumber < this.#nextPackNumber, 'the pack number was reserved')
+    assert(!this.#packs.has(pack.packNumber), 'the pack number is not in use')
+    this.#packs.set(pack.packNumber, pack)
+    for (let i = 0; i < entries.count; i++) {
+      const id = chunkKey(entries.idProofs, i * ID_PROOF_BYTES)
+      const live = this.#chunks.get(id)
+      if (live === undefined) this.#chunks.set(id, entryOf(pack, entries, i))
+      else {
+        const dead = place(pack.packNumber, i)
+        this.#superseded.set(dead, id)
+        for (const session of this.#sessions.values())
+          if (session.pinned.has(dead)) session.pinned.add(place(live.packNumber, live.entryNumber))
+      }
+    }
+  }
+  #pinBitmap(session: Session, number: number, bitmap: Uint8Array): void {
+    for (let bit = 0; bit < bitmap.length * 8; bit++) {
+      if ((bitmap[bit >>> 3]! >>> (bit & 7) & 1) === 0) continue
+      session.pinned.add(place(number, bit))
+      const id = this.#superseded.get(place(number, bit))
+      const live = id === undefined ? undefined : this.#chunks.get(id)
+      if (live !== undefined) session.pinned.add(place(live.packNumber, live.entryNumber))
+    }
+  }
+
+  async markPackStored(number: PackNumber): Promise<void> {
+    this.#requireOpen()
+    const pack = this.#packs.get(number)
+    if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was stored is not in the index.', { pack: number })
+    this.#packs.set(number, { ...pack, state: 'stored' })
+  }
+  async getPack(number: PackNumber): Promise<PackRow | undefined> { this.#requireOpen(); return this.#packs.get(number) }
+  async findPack(packId: PackId): Promise<PackRow | undefined> { this.#requireOpen(); return this.#packById(packId) }
+  async listPacks(after: number, limit: number): Promise<PackRow[]> {
+    this.#requireOpen()
+    return [...this.#packs.values()].filter((pack) => pack.packNumber > after)
+      .sort((a, b) => a.packNumber - b.packNumber).slice(0, limit)
+  }
+  async locate(ids: Buffer): Promise<Locations> {
+    this.#requireOpen()
+    return locationsOf(rowsOf(ids, CHUNK_ID_BYTES).map((id) => this.#chunks.get(chunkKey(id))))
+  }
+  async scanChunks(after: Buffer | undefined, limit: number): Promise<{ ids: Buffer; locations: Locations }> {
+    this.#requireOpen()
+    const from = after === undefined ? undefined : chunkKey(after)
+    const keys = [...this.#chunks.keys()].filter((key) => from === undefined || key > from).sort().slice(0, limit)
+    return { ids: Buffer.from(keys.join(''), 'latin1'), locations: locationsOf(keys.map((key) => this.#chunks.get(key))) }
+  }
+  async totals(): Promise<IndexTotals> {
+    this.#requireOpen()
+    const packs = [...this.#packs.values()]
+    const spooled = packs.filter((pack) => pack.state === 'spooled')
+    const dataChunks = [...this.#chunks.values()].filter((entry) => entry.kind === CHUNK_KINDS.data).length
+    return {
+      packs: packs.length, chunks: this.#chunks.size, dataChunks, nodeChunks: this.#chunks.size - dataChunks,
+      rawBytes: sum(packs.map((pack) => pack.rawBytes)), storedBytes: sum(packs.map((pack) => pack.storedBytes)),
+      spooledPacks: spooled.length, spooledBytes: sum(spooled.map((pack) => pack.storedBytes)),
+      snapshots: this.#snapshots.size, sessionsOpen: this.#sessions.size,
+    }
+  }
+
+  async openSession(row: SessionRow): Promise<void> {
+    this.#requireOpen()
+    assert(!this.#sessions.has(row.sessionId), 'a session id is used once')
+    this.#sessions.set(row.sessionId, { row, pinned: new Set(), inherited: new Set() })
+  }
+  async getSession(sessionId: SessionId): Promise<SessionRow | undefined> {
+    this.#requireOpen()
+    return this.#sessions.get(sessionId)?.row
+  }
+  async listSessions(): Promise<SessionRow[]> {
+    this.#requireOpen()
+    return [...this.#sessions.values()].map((session) => session.row)
+      .sort((a, b) => (a.sessionId < b.sessionId ? -1 : 1))
+  }
+  async touchSession(sessionId: SessionId, nowMs: number): Promise<void> {
+    const session = this.#session(sessionId)
+    session.row = { ...session.row, lastUsedAtMs: nowMs }
+  }
+  async closeSession(sessionId: SessionId): Promise<void> { this.#requireOpen(); this.#sessions.delete(sessionId) }
+
+  async pinPresent(sessionId: SessionId, idProofs: Buffer): Promise<Uint8Array> {
+    const session = this.#session(sessionId)
+    return bitsOf(rowsOf(idProofs, ID_PROOF_BYTES), (idProof) => {
+      const entry = this.#chunks.get(chunkKey(idProof))
+      if (entry === undefined || entry.proof !== idProof.toString('hex', CHUNK_ID_BYTES)) return false
+      session.pinned.add(place(entry.packNumber, entry.entryNumber))
+      return true
+    })
+  }
+  async pinEntries(sessionId: SessionId, number: PackNumber, bitmap: Uint8Array): Promise<void> {
+    this.#pinBitmap(this.#session(sessionId), number, bitmap)
+  }
+  async inheritRefs(sessionId: SessionId, ids: Buffer): Promise<Uint8Array> {
+    const session = this.#session(sessionId)
+    return bitsOf(rowsOf(ids, CHUNK_ID_BYTES), (id) => {
+      const entry = this.#chunks.get(chunkKey(id))
+      if (entry === undefined) return false
+      session.pinned.add(place(entry.packNumber, entry.entryNumber))
+      session.inherited.add(place(entry.packNumber, entry.entryNumber))
+      return true
+    })
+  }
+  async inspectRefs(sessionId: SessionId, refs: Buffer): Promise<Uint8Array> {
+    const session = this.#session(sessionId)
+    return Uint8Array.from(rowsOf(refs, NODE_REF_BYTES), (ref): RefState => {
+      const entry = this.#chunks.get(chunkKey(ref, 1))
+      if (entry === undefined) return REF_STATES.missing
+      if (entry.kind !== ref[0]) return REF_STATES.wrongKind
+      const at = place(entry.packNumber, entry.entryNumber)
+      if (session.inherited.has(at)) return REF_STATES.inherited
+      return session.pinned.has(at) ? REF_STATES.pinned : REF_STATES.unpinned
+    })
+  }
+
+  async commitSnapshot(snapshot: Omit<SnapshotRow, 'sequence'>, sessionId: SessionId | null): Promise<SnapshotRow> {
+    this.#requireOpen()
+    const existing = this.#snapshots.get(snapshot.snapshotId)
+    if (existing !== undefined) return existing
+    if (sessionId !== null) {
+      this.#session(sessionId)
+      this.#sessions.delete(sessionId)
+      this.#snapshotOfSession.set(sessionId, snapshot.snapshotId)
+    }
+    const row: SnapshotRow = { ...snapshot, sequence: this.#nextSequence++ }
+    this.#snapshots.set(row.snapshotId, row)
+    return row
+  }
+  async getSnapshot(snapshotId: SnapshotId): Promise<SnapshotRow | undefined> {
+    this.#requireOpen()
+    return this.#snapshots.get(snapshotId)
+  }
+  async listSnapshots(query: { before?: number; limit: number; source?: string; tag?: string }): Promise<SnapshotRow[]> {
+    this.#requireOpen()
+    const { before = Infinity, limit, source, tag } = query
+    return [...this.#snapshots.values()].filter((row) => row.sequence < before &&
+      (source === undefined || row.source === source) && (tag === undefined || row.tags.includes(tag)))
+      .sort((a, b) => b.sequence - a.sequence).slice(0, limit)
+  }
+  async findSnapshotOfSession(sessionId: SessionId): Promise<SnapshotRow | undefined> {
+    this.#requireOpen()
+    const snapshotId = this.#snapshotOfSession.get(sessionId)
+    return snapshotId === undefined ? undefined : this.#snapshots.get(snapshotId)
+  }
+  async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+    this.#requireOpen()
+    this.#snapshots.delete(snapshotId)
+    for (const [session, made] of this.#snapshotOfSession) if (made === snapshotId) this.#snapshotOfSession.delete(session)
+  }
+
+  async setComplete(complete: boolean): Promise<void> { this.#requireOpen(); this.#complete = complete }
+  async isComplete(): Promise<boolean> { this.#requireOpen(); return this.#complete }
+  async flush(): Promise<void> { this.#requireOpen() }
+  async close(): Promise<void> { this.#closed = true }
+
+  #requireOpen(): void { assert(!this.#closed, 'the index is open') }
+  #packById(packId: PackId): PackRow | undefined {
+    return [...this.#packs.values()].find((pack) => pack.packId === packId)
+  }
+  #session(sessionId: SessionId): Session {
+    this.#requireOpen()
+    const session = this.#sessions.get(sessionId)
+    if (session === undefined) throw new RoostError('SESSION_LOST', 'This session is not open any more.', { sessionId })
+    return session
+  }
+}
+
+function entryOf(pack: PackRow, entries: PackEntries, i: number): Entry {
+  const at = i * ID_PROOF_BYTES
+  return {
+    packNumber: pack.packNumber, entryNumber: i, kind: pack.kind,
+    proof: entries.idProofs.toString('hex', at + CHUNK_ID_BYTES, at + ID_PROOF_BYTES),
+    blockOffset: entries.blockOffsets[i]!, blockStoredBytes: entries.blockStoredBytes[i]!,
+    offsetInBlock: entries.offsetsInBlock[i]!, rawBytes: entries.rawBytes[i]!,
+  }
+}
+function locationsOf(entries: readonly (Entry | undefined)[]): Locations {
+  const column = (field: (entry: Entry) => number): Uint32Array =>
+    Uint32Array.from(entries, (entry) => (entry === undefined ? 0 : field(entry)))
+  return {
+    count: entries.length, packNumbers: column((entry) => entry.packNumber),
+    entryNumbers: column((entry) => entry.entryNumber), kinds: Uint8Array.from(column((entry) => entry.kind)),
+    blockOffsets: column((entry) => entry.blockOffset), blockStoredBytes: column((entry) => entry.blockStoredBytes),
+    offsetsInBlock: column((entry) => entry.offsetInBlock), rawBytes: column((entry) => entry.rawBytes),
+  }
+}
+function rowsOf(packed: Buffer, stride: number): Buffer[] {
+  assert(packed.length % stride === 0, 'a packed batch holds whole records')
+  return Array.from({ length: packed.length / stride }, (_, i) => packed.subarray(i * stride, (i + 1) * stride))
+}
+function bitsOf(rows: readonly Buffer[], isSet: (row: Buffer) => boolean): Uint8Array {
+  const bits = new Uint8Array(Math.ceil(rows.length / 8))
+  rows.forEach((row, i) => { if (isSet(row)) bits[i >>> 3]! |= 1 << (i & 7) })
+  return bits
+}
+const sum = (numbers: readonly number[]): number => numbers.reduce((total, number) => total + number, 0)
