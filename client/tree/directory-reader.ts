@@ -10,6 +10,7 @@ import type { Entry } from './entry.js'
 
 /** Nodes of one request; twice as many are held a level: the ones in use and the ones on their way. */
 const PREFETCH_NODES = 8
+const NO_NAME = Buffer.alloc(0)
 
 export class DirectoryReader {
   readonly #nodesRead = new Map<string, ChunkId>()
@@ -17,7 +18,10 @@ export class DirectoryReader {
   #lastName: Buffer | undefined
 
   /** `rootNode`: where the caller has read it already. */
-  constructor(readonly nodes: NodeSource, readonly root: ChunkId, rootNode?: DirectoryNode) { this.#rootNode = rootNode }
+  constructor(readonly nodes: NodeSource, readonly root: ChunkId, rootNode?: DirectoryNode) {
+    this.#rootNode = rootNode
+    if (rootNode !== undefined) this.#nodesRead.set(nodePlace(rootNode.level, firstNameOf(rootNode) ?? NO_NAME), root)
+  }
   /** Grows as leaves() goes on. */
   get nodesRead(): NodesByPlace { return this.#nodesRead }
 
@@ -28,7 +32,7 @@ export class DirectoryReader {
   async *leaves(): AsyncGenerator<Entry[]> {
     this.#lastName = undefined
     const root = await this.#readRoot()
-    yield* this.#walk(this.root, root, 'children' in root ? root.children[0]!.firstName : undefined)
+    yield* this.#walk(this.root, root)
   }
   async find(name: Buffer): Promise<Entry | undefined> {
     let node = await this.#readRoot()
@@ -46,17 +50,16 @@ export class DirectoryReader {
     const [bytes] = await this.nodes.readNodes([this.root])
     return decodeDirectoryNode(bytes!)
   }
-  async *#walk(id: ChunkId, node: DirectoryNode, claimedFirst: Buffer | undefined): AsyncGenerator<Entry[]> {
+  async *#walk(id: ChunkId, node: DirectoryNode): AsyncGenerator<Entry[]> {
+    const first = firstNameOf(node)
+    this.#nodesRead.set(nodePlace(node.level, first ?? NO_NAME), id)
     if ('children' in node) {
-      this.#nodesRead.set(nodePlace(node.level, claimedFirst!), id)
       for await (const { child, bytes } of this.#readAhead(node.children)) {
         const next = requireChild(decodeDirectoryNode(bytes), node.level - 1, child.firstName)
-        yield* this.#walk(child.id, next, child.firstName)
+        yield* this.#walk(child.id, next)
       }
       return
     }
-    const first = node.entries[0]?.name
-    this.#nodesRead.set(nodePlace(0, first ?? Buffer.alloc(0)), id)
     if (first !== undefined && this.#lastName !== undefined && this.#lastName.compare(first) >= 0)
       throw new RoostError('TREE_MALFORMED', 'The leaves of a directory overlap.')
     this.#lastName = node.entries.at(-1)?.name
@@ -78,10 +81,14 @@ export class DirectoryReader {
 /** The node, if it is what its index says it is. */
 function requireChild(node: DirectoryNode, level: number, firstName: Buffer): DirectoryNode {
   if (node.level !== level) throw new RoostError('TREE_MALFORMED', 'A directory index lists a node of the wrong level.')
-  const first = 'children' in node ? node.children[0]!.firstName : node.entries[0]?.name
+  const first = firstNameOf(node)
   if (first === undefined || !first.equals(firstName))
     throw new RoostError('TREE_MALFORMED', 'A directory index names another first entry than its child has.')
   return node
+}
+/** Undefined for an empty directory. */
+function firstNameOf(node: DirectoryNode): Buffer | undefined {
+  return 'children' in node ? node.children[0]!.firstName : node.entries[0]?.name
 }
 function lastNotAfter(children: readonly IndexChild[], name: Buffer): IndexChild | undefined {
   let low = 0
