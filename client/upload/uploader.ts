@@ -9,6 +9,7 @@ import { RoostError } from '../../src/core/errors.js'
 import { FRAME_HEADER_BYTES, FRAME_VERDICTS, hasBit, WIRE_CODECS, writeFrameHeader, type WireCodec } from '../../src/core/frames.js'
 import { hashChunk, idOf } from '../../src/core/hash.js'
 import { formatChunkId, ID_PROOF_BYTES, type SessionId } from '../../src/core/ids.js'
+import { KiB } from '../../src/core/limits.js'
 import type { WireLimits } from '../../src/core/messages.js'
 import { zstdEncoder, type ZstdEncoder } from '../../src/core/zstd.js'
 import { ClientError } from '../client-errors.js'
@@ -33,6 +34,9 @@ export interface UploadCounters { chunksAsked: number; chunksSent: number; bytes
 const ZSTD_LEVEL = 1
 /** Frames below this, or that shrink by less than a sixteenth, stay raw. */
 const COMPRESS_FROM_BYTES = 128
+/** Under --limit-upload one body goes at a time, and a short one: the server judges each body by its pace. */
+const LIMITED_BODY_SECONDS = 10
+const LIMITED_BODY_BYTES_MIN = 256 * KiB
 const UNDECIDED_TRIES_MAX = 6
 const UNDECIDED_WAIT_MS = 500
 
@@ -42,12 +46,16 @@ export class Uploader {
   readonly counters: UploadCounters = { chunksAsked: 0, chunksSent: 0, bytesSent: 0, bytesOnWire: 0, framesRepeated: 0 }
   readonly #options: UploaderOptions
   readonly #bodies: Semaphore
+  readonly #bodyBytesMax: number
   readonly #wire: WireChoice
   #encoder: ZstdEncoder | undefined
   #lastRequestMs: number
   constructor(options: UploaderOptions) {
     this.#options = options
-    this.#bodies = new Semaphore(options.limits.sessionBodiesInFlightMax)
+    const limit = options.limitBytesPerSecond
+    this.#bodies = new Semaphore(limit === undefined ? options.limits.sessionBodiesInFlightMax : 1)
+    this.#bodyBytesMax = limit === undefined ? options.limits.bodyBytesMax
+      : Math.min(options.limits.bodyBytesMax, Math.max(LIMITED_BODY_BYTES_MIN, limit * LIMITED_BODY_SECONDS))
     this.#wire = new WireChoice(options.wire, options.wireCodecs.includes('zstd'), options.limitBytesPerSecond)
     this.#lastRequestMs = options.clock.monotonicMs()
   }
@@ -128,14 +136,14 @@ export class Uploader {
 
   /** As many of `chunks` from `from` on as one body takes. */
   #makeBody(arena: Arena, chunks: readonly number[], from: number, codec: WireCodec): Body {
-    const { bodyBytesMax, bodyFramesMax } = this.#options.limits
+    const { bodyFramesMax } = this.#options.limits
     const writer = new BodyWriter(arena)
     let plaintextBytes = 0
     let to = from
     for (; to < chunks.length && to - from < bodyFramesMax; to++) {
       const i = chunks[to]!
       const rawBytes = arena.lengths[i]!
-      if (to > from && writer.bytes + FRAME_HEADER_BYTES + rawBytes > bodyBytesMax) break
+      if (to > from && writer.bytes + FRAME_HEADER_BYTES + rawBytes > this.#bodyBytesMax) break
       const compressed = codec === WIRE_CODECS.zstd && rawBytes >= COMPRESS_FROM_BYTES ? this.#compress(arena.bytes(i)) : undefined
       if (compressed === undefined) writer.addRaw(i)
       else writer.addCompressed(i, compressed)
