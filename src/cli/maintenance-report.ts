@@ -3,7 +3,7 @@ import { RoostError } from '../core/errors.js'
 import type { MaintenanceEvent } from '../core/messages.js'
 import type { CommandContext } from './context.js'
 import { EXIT, type ExitCode } from './exit-codes.js'
-import { formatCount, printable } from './format.js'
+import { formatBytes, formatCount, printable } from './format.js'
 
 /** @throws {RoostError} what made it fail; BODY_TRUNCATED when it ended without saying how. */
 export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>, what: 'check' | 'rebuild'): Promise<ExitCode> {
@@ -30,7 +30,8 @@ export async function followMaintenance(context: CommandContext, events: AsyncIt
   }
   output.endProgress()
   if (done === undefined) throw new RoostError('BODY_TRUNCATED', `The ${what} ended without saying how.`)
-  const counts = Object.entries(done.counts).map(([name, count]) => `${formatCount(count)} ${wordsOf(name)}`).join(', ')
+  const counts = Object.entries(done.counts).map(([name, count]) =>
+    /bytes/i.test(name) ? `${formatBytes(count)} ${wordsOf(name).replace(/^bytes | bytes$/, '')}` : `${formatCount(count)} ${wordsOf(name)}`).join(', ')
   output.line(`${what}: ${done.problems === 0 ? 'no problems' : `${formatCount(done.problems)} problem${done.problems === 1 ? '' : 's'}`}` +
     (counts === '' ? '' : ` (${counts})`))
   return done.problems === 0 ? EXIT.done : EXIT.doneWithProblems

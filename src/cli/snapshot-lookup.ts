@@ -1,7 +1,7 @@
 /** Snapshots as the user names them (`latest`, a full id, a unique prefix), verified before anything in them is believed. */
+import { resolveSnapshot } from '../../client/browse/open-snapshot.js'
 import type { RepositoryClient } from '../../client/repository-client.js'
 import { openSignedSnapshot } from '../../client/snapshot-record.js'
-import { RoostError } from '../core/errors.js'
 import { parseSnapshotId, type SnapshotId } from '../core/ids.js'
 import type { SignedSnapshot, SnapshotRecord } from '../core/messages.js'
 import type { CommandContext } from './context.js'
@@ -31,21 +31,18 @@ export async function* listSnapshots(context: CommandContext, client: Repository
   } while (after !== undefined)
 }
 
-/** @throws {RoostError} SNAPSHOT_UNKNOWN; {UsageError} when the prefix fits several or is too short. */
+/** @throws {RoostError} SNAPSHOT_UNKNOWN, also when the prefix fits several; {UsageError} when it is none. */
 export async function findSnapshot(context: CommandContext, client: RepositoryClient, text: string, filter: SnapshotFilter = {}): Promise<NamedSnapshot> {
-  if (/^[0-9a-f]{64}$/.test(text))
-    return nameSnapshot(await client.getSnapshot(parseSnapshotId(text), { signal: context.signal }), await verifyKeyOf(context, client))
-  if (text !== 'latest' && !/^[0-9a-f]+$/.test(text)) throw new UsageError(`"${text}" is not a snapshot: write its id, the start of it, or "latest".`)
-  if (text !== 'latest' && text.length < PREFIX_DIGITS_MIN) throw new UsageError(`Write at least ${PREFIX_DIGITS_MIN} digits of a snapshot's id.`)
-  const fitting: NamedSnapshot[] = []
-  for await (const snapshot of listSnapshots(context, client, filter)) {
-    if (text === 'latest') fitting[0] = snapshot
-    else if (snapshot.id.startsWith(text)) fitting.push(snapshot)
-  }
-  if (fitting.length > 1) throw new UsageError(`"${text}" fits ${fitting.length} snapshots: ${fitting.slice(0, 5).map(({ id }) => id.slice(0, 20)).join(', ')}. Write more digits.`)
-  if (fitting.length === 0) throw new RoostError('SNAPSHOT_UNKNOWN',
-    text === 'latest' ? `There is no snapshot${filter.source === undefined ? '' : ` of the source ${filter.source}`} yet.` : `No snapshot begins with ${text}.`)
-  return fitting[0]!
+  requireSnapshotName(text)
+  const call = { signal: context.signal }
+  const id = await resolveSnapshot(client, { snapshot: text, ...(filter.source === undefined ? {} : { source: filter.source }) }, call)
+  return nameSnapshot(await client.getSnapshot(parseSnapshotId(id), call), await verifyKeyOf(context, client))
+}
+/** Refuses what cannot be a snapshot before anything is asked of the server. */
+export function requireSnapshotName(text: string): void {
+  if (text === 'latest') return
+  if (!/^[0-9a-f]{1,64}$/.test(text)) throw new UsageError(`"${text}" is not a snapshot: write its id, the start of it, or "latest".`)
+  if (text.length < PREFIX_DIGITS_MIN) throw new UsageError(`Write at least ${PREFIX_DIGITS_MIN} digits of a snapshot's id.`)
 }
 
 /** `SNAPSHOT[:PATH]` → both parts. Ids hold no colon, so the first one divides. */

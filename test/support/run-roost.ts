@@ -7,10 +7,8 @@ import { dirname, join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
 
-/** The build that this file is part of: its main.js is what runs. */
-const BUILD = fileURLToPath(new URL('../..', import.meta.url))
-const MAIN = join(BUILD, 'src', 'cli', 'main.js')
-const START = `import(${JSON.stringify(MAIN)}).then((m) => m.main())`
+/** The command line of the build that this file is part of. */
+const MAIN = fileURLToPath(new URL('./roost-main.js', import.meta.url))
 export const SLOW = process.env['ROOST_TEST_SLOW'] === '1'
 
 export interface CommandResult { readonly code: number | null; readonly signal: string | null; readonly stdout: string; readonly stderr: string }
@@ -21,8 +19,7 @@ export interface RunOptions {
   readonly through?: readonly string[]
   readonly cwd?: string
 }
-/** Node's arguments that start the command line of this build; `args` follow. */
-export const roostCommand = (args: readonly string[]): string[] => [process.execPath, '--input-type=module', '-e', START, '--', ...args]
+export const roostCommand = (args: readonly string[]): string[] => [process.execPath, MAIN, ...args]
 
 export class RoostWorld {
   readonly directory: string
@@ -131,7 +128,7 @@ export function tool(command: string, args: readonly string[], input?: string): 
 }
 /** Where package.json is, from wherever this file was built to. */
 export function projectRoot(): string {
-  let at = BUILD
+  let at = dirname(MAIN)
   while (!existsSync(join(at, 'package.json'))) at = dirname(at)
   return at
 }

@@ -1,9 +1,9 @@
 /** roost server: the server in the foreground, until SIGTERM or Ctrl-C. */
-import { mkdirSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { LOG_LEVELS, SERVER_CONFIG_DEFAULTS, ServerConfigError, type LogLevel, type ServerConfig } from '../../server/config.js'
 import { openRepositoryHost } from '../../repo/repository-host.js'
-import { runServer } from '../../server/run-server.js'
+import { DataLockedError } from '../../server/data-lock.js'
+import { runServer, type RunningServer } from '../../server/run-server.js'
 import { choiceOption, countOption, does, sizeOption, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { UsageError } from '../exit-codes.js'
@@ -26,14 +26,21 @@ export function registerServer(registry: Registry): void {
   ['roost server --data /srv/roost', 'roost server --data /srv/roost --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem']),
   async (context, flags) => {
     const config = serverConfig(context, flags)
-    mkdirSync(config.dataDirectory, { recursive: true, mode: 0o700 })
-    try {
-      await runServer(config, { openHost: openRepositoryHost })
-    } catch (error) {
-      if (error instanceof ServerConfigError) throw new UsageError(error.message, { cause: error })
-      throw error
-    }
+    const server = await startServer(context, config)
+    if (server.adminToken !== undefined) context.output.warn(
+      `The first administrator's token, shown this once (it is also in ${server.adminToken.path}):\n  ${server.adminToken.token}`)
+    context.output.note(`Listening at ${server.url}. Ctrl-C drains and stops.`)
+    await server.closed
   })
+}
+
+async function startServer(context: CommandContext, config: ServerConfig): Promise<RunningServer> {
+  try {
+    return await runServer(config, { openHost: openRepositoryHost, clock: context.clock, random: context.random, shutdown: context.signal })
+  } catch (error) {
+    if (error instanceof ServerConfigError || error instanceof DataLockedError) throw new UsageError(error.message, { cause: error })
+    throw error
+  }
 }
 
 function serverConfig(context: CommandContext, flags: ServerFlags): ServerConfig {

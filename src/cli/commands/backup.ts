@@ -1,0 +1,195 @@
+/** roost backup: a file tree, a disk image or standard input becomes a snapshot. */
+import { readFileSync, readlinkSync, statSync } from 'node:fs'
+import { hostname, userInfo } from 'node:os'
+import { runBackup, type BackupOptions, type BackupProgress, type BackupReport } from '../../../client/backup.js'
+import type { RepositoryClient } from '../../../client/repository-client.js'
+import type { SourceConfig } from '../../../client/scan-source.js'
+import { isAbort } from '../../core/errors.js'
+import { digest } from '../../core/hash.js'
+import type { SnapshotId } from '../../core/ids.js'
+import { LIMITS } from '../../core/limits.js'
+import { argumentBytes } from '../argument-bytes.js'
+import { choiceOption, collect, does, sizeOption, withExamples, type Registry } from '../command.js'
+import type { CommandContext } from '../context.js'
+import { UsageError, type ExitCode } from '../exit-codes.js'
+import { formatBytes, formatCount, formatDuration, parseBytes, printable } from '../format.js'
+import { findSnapshot, shortId } from '../snapshot-lookup.js'
+
+interface BackupFlags {
+  readonly image?: string; readonly stdin?: boolean; readonly stdinName?: string; readonly source?: string; readonly tag?: readonly string[]
+  readonly exclude?: readonly string[]; readonly excludeFile?: readonly string[]; readonly excludeCaches?: boolean; readonly oneFileSystem?: boolean
+  /** False: --no-parent. */
+  readonly parent?: string | false
+  readonly wire?: string; readonly limitUpload?: number; readonly chunkSize?: number
+}
+
+const WIRE_MODES = ['raw', 'zstd', 'auto'] as const
+const REDRAW_MS = 200
+const VERBS = { vanished: 'vanished', changed: 'changed while it was read', unreadable: 'could not be read', unsupported: 'cannot be saved' } as const
+
+export function registerBackup(registry: Registry): void {
+  does<BackupFlags>(registry, withExamples(registry.program.command('backup').argument('[paths...]', 'files and directories')
+    .description('save files, a disk image or standard input; sends only what the server lacks')
+    .option('--image <path>', 'a disk image or block device instead of files')
+    .option('--stdin', 'standard input instead of files').option('--stdin-name <name>', 'what to call it')
+    .option('--source <name>', 'the history that this snapshot continues (default HOST:PATH…; ROOST_SOURCE)')
+    .option('--tag <tag>', 'mark the snapshot; may be repeated', collect)
+    .option('--exclude <pattern>', 'leave out, gitignore-like: *.tmp, /var/cache, dir/, !keep; may be repeated', collect)
+    .option('--exclude-file <file>', 'patterns from a file, one a line; may be repeated', collect)
+    .option('--exclude-caches', 'of directories marked with a CACHEDIR.TAG, save only the mark')
+    .option('-x, --one-file-system', 'do not enter other file systems')
+    .option('--parent <snapshot>', 'compare with this snapshot instead of the newest of the source')
+    .option('--no-parent', 'compare with none: read everything')
+    .addOption(choiceOption('--wire <mode>', 'compression on the wire (ROOST_WIRE; default auto)', WIRE_MODES))
+    .option('--limit-upload <rate>', 'bytes a second, such as 10M (ROOST_LIMIT_UPLOAD)', sizeOption)
+    .option('--chunk-size <size>', 'of a new image source: a power of two, such as 64K', sizeOption),
+  ["roost backup /etc /home --exclude-caches --exclude '*.tmp'", 'roost backup --image /dev/vg0/web1 --source web1:root',
+    'pg_dump shop | roost backup --stdin --stdin-name shop.sql', 'roost backup / -x --limit-upload 20M --tag nightly']),
+  async (context, flags, paths) => {
+    const config = sourceConfig(context, flags, paths)
+    const host = hostname()
+    const source = context.settings.value('source', flags.source) ?? defaultSource(host, flags, paths)
+    const uploadBytesPerSecond = flags.limitUpload ?? rateSetting(context)
+    const { client } = context.repository(uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond })
+    const verifyKey = context.settings.verifyKey()
+    const report = await runWithProgress(context, client, {
+      source, config, parent: await chooseParent(context, client, flags.parent), host, user: userName(), wire: wireMode(context, flags),
+      paths: shownPaths(flags, paths), tags: flags.tag ?? [], clock: context.clock,
+      ...(uploadBytesPerSecond === undefined ? {} : { limitBytesPerSecond: uploadBytesPerSecond }),
+      ...(verifyKey === undefined ? {} : { verifyKey }),
+    })
+    return tellReport(context, report)
+  })
+}
+
+function sourceConfig(context: CommandContext, flags: BackupFlags, paths: readonly string[]): SourceConfig {
+  const kinds = [paths.length > 0, flags.image !== undefined, flags.stdin === true].filter(Boolean).length
+  if (kinds !== 1) throw new UsageError('Say what to save: PATHS, or --image PATH, or --stdin (one of them).')
+  if (flags.stdin === true) {
+    if (flags.stdinName === undefined) throw new UsageError('Standard input needs a name: --stdin-name NAME.')
+    return { mode: 'stdin', name: flags.stdinName }
+  }
+  if (flags.image !== undefined) {
+    const chunk = flags.chunkSize
+    if (chunk !== undefined && (chunk < 4096 || chunk > LIMITS.chunkBytesMax || (chunk & (chunk - 1)) !== 0))
+      throw new UsageError(`--chunk-size must be a power of two from 4K to ${formatBytes(LIMITS.chunkBytesMax)}.`)
+    return { mode: 'image', path: absolutePath(flags.image), ...(chunk === undefined ? {} : { chunkBytes: chunk }) }
+  }
+  const setting = flags.excludeFile === undefined ? context.settings.value('excludeFile') : undefined
+  const excludeFiles = (flags.excludeFile ?? (setting === undefined ? [] : [setting])).map((file) => readFileSync(argumentBytes(file)))
+  return {
+    mode: 'files', paths: paths.map(absolutePath), excludes: flags.exclude ?? [], excludeFiles,
+    excludeCaches: flags.excludeCaches === true, oneFileSystem: flags.oneFileSystem === true,
+  }
+}
+/** The working directory is taken as bytes too: it may hold what is not UTF-8. */
+function absolutePath(path: string): Buffer {
+  const bytes = argumentBytes(path)
+  if (bytes.length === 0) throw new UsageError('A path is empty.')
+  if (bytes[0] === 0x2f) return bytes
+  return Buffer.concat([readlinkSync('/proc/self/cwd', 'buffer'), Buffer.from('/'), bytes])
+}
+/** `HOST:PATH,PATH` for files, `HOST:PATH` for an image, `HOST:NAME` for standard input: the same command continues the same history. */
+export function defaultSource(host: string, flags: Pick<BackupFlags, 'image' | 'stdinName'>, paths: readonly string[]): string {
+  const what = flags.stdinName ?? [flags.image ?? paths].flat().map((path) => printable(absolutePath(path).toString('utf8')).replace(/(.)\/+$/, '$1')).join(',')
+  const source = `${host}:${what}`
+  if (Buffer.byteLength(source) <= LIMITS.nameBytesMax) return source
+  // Too long to be a name: its beginning and a digest of the whole, so that it still is one name of one command.
+  return `${Buffer.from(source).subarray(0, 200).toString('utf8').replace(/\ufffd+$/, '')}…${digest(Buffer.from(source)).toString('hex').slice(0, 16)}`
+}
+function shownPaths(flags: BackupFlags, paths: readonly string[]): string[] {
+  if (flags.stdinName !== undefined) return [flags.stdinName]
+  return [flags.image ?? paths].flat().map((path) => absolutePath(path).toString('utf8'))
+}
+function userName(): string {
+  try {
+    return userInfo().username
+  } catch {
+    return '' // a user id without an account: containers
+  }
+}
+async function chooseParent(context: CommandContext, client: RepositoryClient, parent: string | false | undefined): Promise<SnapshotId | 'latest' | null> {
+  if (parent === false) return null
+  return parent === undefined || parent === 'latest' ? 'latest' : (await findSnapshot(context, client, parent)).id
+}
+function wireMode(context: CommandContext, flags: BackupFlags): BackupOptions['wire'] {
+  const text = context.settings.value('wire', flags.wire) ?? 'auto'
+  const mode = WIRE_MODES.find((known) => known === text)
+  if (mode === undefined) throw new UsageError(`"${text}" is not a wire mode: ${WIRE_MODES.join(', ')}.`)
+  return mode
+}
+function rateSetting(context: CommandContext): number | undefined {
+  const text = context.settings.value('limitUpload')
+  return text === undefined ? undefined : parseBytes(text)
+}
+
+async function runWithProgress(context: CommandContext, client: RepositoryClient, options: BackupOptions): Promise<BackupReport> {
+  const { output, signal } = context
+  const ended = new AbortController()
+  let sample: (() => BackupProgress) | undefined
+  const expected = expectedBytes(context, client, options)
+  const drawing = drawProgress(context, () => sample?.(), expected, ended.signal)
+  try {
+    return await runBackup(client, options, {
+      onPass: (pass, take, because) => {
+        sample = take
+        if (pass > 1) output.note(`pass ${pass}: ${because?.message ?? 'the server asked for it'} What arrived is not sent again.`)
+        output.endProgress()
+      },
+      onProblem: (problem) => {
+        output.record({ type: 'problem', ...problem })
+        output.warn(`${printable(problem.path)}: ${VERBS[problem.reason]}: ${printable(problem.message)}`)
+      },
+      onNotice: (text) => output.note(text),
+    }, signal)
+  } finally {
+    ended.abort(new DOMException('drawn', 'AbortError'))
+    await drawing
+    output.endProgress()
+  }
+}
+async function drawProgress(context: CommandContext, sample: () => BackupProgress | undefined, expected: Promise<number | undefined>,
+  signal: AbortSignal): Promise<void> {
+  if (context.runtime.stderr.isTTY !== true) return
+  let total: number | undefined
+  void expected.then((bytes) => { total = bytes })
+  try {
+    for (;;) {
+      await context.clock.sleep(REDRAW_MS, signal)
+      const state = sample()
+      if (state === undefined) continue
+      const { scan, upload } = state
+      context.output.progress({
+        done: scan.sourceBytes, total: total === undefined ? undefined : Math.max(total, scan.sourceBytes), unit: 'bytes',
+        at: state.phase === 'committing' ? 'committing' : printable(state.at),
+        extra: [`${formatCount(scan.files)} files`, `sent ${formatBytes(upload.bytesSent)}`, ...(scan.errors > 0 ? [`${scan.errors} problems`] : [])].join(', '),
+      })
+    }
+  } catch (error) {
+    if (!isAbort(error)) throw error
+  }
+}
+/** How much there will be to see, for the time left: the image's size, or what the source had last time. Never fails. */
+async function expectedBytes(context: CommandContext, client: RepositoryClient, options: BackupOptions): Promise<number | undefined> {
+  if (context.runtime.stderr.isTTY !== true || options.config.mode === 'stdin') return undefined
+  try {
+    if (options.config.mode === 'image') {
+      const size = statSync(Buffer.from(options.config.path)).size
+      return size > 0 ? size : undefined // a block device tells its size elsewhere
+    }
+    return (await findSnapshot(context, client, 'latest', { source: options.source })).record.statistics.sourceBytes
+  } catch {
+    return undefined // only an estimate: the backup itself says what is wrong
+  }
+}
+
+function tellReport(context: CommandContext, report: BackupReport): ExitCode {
+  const { statistics: s, snapshotId } = report
+  context.output.record({ type: 'snapshot', id: snapshotId, source: report.record.source, parent: report.record.parent, passes: report.passes,
+    problems: report.problems, statistics: s })
+  context.output.line(`snapshot ${shortId(snapshotId)} of ${printable(report.record.source)}`)
+  context.output.note(`${formatCount(s.files)} files, ${formatCount(s.directories)} directories, ${formatBytes(s.sourceBytes)}: read ${formatBytes(s.bytesRead)}, ` +
+    `new ${formatBytes(s.bytesSent)}, sent ${formatBytes(s.bytesOnWire)} in ${formatDuration(s.durationMs)}`)
+  if (report.problems > 0) context.output.warn(`${formatCount(report.problems)} path${report.problems === 1 ? ' is' : 's are'} not in the snapshot as they should be; see above.`)
+  return report.exitCode
+}
