@@ -228,14 +228,23 @@ class FileStore implements ObjectStore {
     try {
       await this.effects.link(temp, path)
     } catch (error) {
-      if (isErrno(error, 'EEXIST')) await this.#settleExisting(key, body, path)
-      else if (isLinkImpossible(error)) {
+      if (isErrno(error, 'EEXIST')) {
+        if (!await this.#settleExisting(key, body, path)) throw await this.#displaced(key, path, error)
+      } else if (isLinkImpossible(error)) {
         // No links here. Between this look and the rename another put of the key may land: with the same bytes, as
         // keys are content-derived.
         if (!await this.#settleExisting(key, body, path)) { await this.effects.rename(temp, path); return }
       } else throw error
     }
     await this.effects.unlink(temp)
+  }
+
+  /** The name was taken, yet there is no object: something else stands there, or a delete ran beside this put. */
+  async #displaced(key: ObjectKey, path: string, cause: unknown): Promise<RoostError> {
+    if (await files.lstat(path).catch(ignoreMissing) === undefined) return new RoostError('STORE_UNAVAILABLE',
+      `${key} was deleted from ${this.description} while it was being stored.`, { key }, { cause })
+    return new RoostError('STORE_REFUSED',
+      `Something that is no object stands at ${path}; move the foreign folder or link away.`, { key }, { cause })
   }
 
   async #openForReading(key: ObjectKey, call: Call): Promise<{ handle: files.FileHandle; bytes: number } | undefined> {

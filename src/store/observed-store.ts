@@ -53,6 +53,10 @@ export function observedStore(inner: ObjectStore, counters: StoreCounters): Obje
           done(null, part)
         },
       })
+      // The source may have ended while its last part waits here.
+      const onAbort = (): void => { counted.destroy(call!.signal!.reason as Error) }
+      call?.signal?.addEventListener('abort', onAbort, { once: true })
+      counted.once('close', () => call?.signal?.removeEventListener('abort', onAbort))
       pipeline(stream, counted, (error) => {
         // A reader that stops early has had what it wanted.
         if (error && !isErrno(error, 'ERR_STREAM_PREMATURE_CLOSE')) fail('get', error, call)
