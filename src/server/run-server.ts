@@ -102,7 +102,9 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
     admission: new Admission(clock, { bytesMax: config.admissionBytes }),
     ...(context.tls === undefined ? {} : { tls: context.tls }),
   })
-  const url = await app.listen({ host: config.host, port: config.port, listenTextResolver: (address) => `listening at ${address}` })
+  await app.listen({ host: config.host, port: config.port, listenTextResolver: () => 'listening' })
+  const url = urlOf(app, context.tls === undefined ? 'http' : 'https')
+  log.info({ url }, 'ready')
 
   const hurried = new AbortController()
   let ending: Promise<void> | undefined
@@ -129,6 +131,12 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
   const server: RunningServer = { url, drain, hurry: () => { hurried.abort() }, closed, ...(adminToken === undefined ? {} : { adminToken }) }
   drainWhenTold(server, deps.shutdown)
   return server
+}
+
+function urlOf(app: FastifyInstance, scheme: string): string {
+  const bound = app.server.address()
+  if (bound === null || typeof bound === 'string') throw new Error('the server has no address')
+  return `${scheme}://${bound.family === 'IPv6' ? `[${bound.address}]` : bound.address}:${bound.port}`
 }
 
 async function createAdminToken(tokens: TokenStore, dataDirectory: string): Promise<{ token: string; path: string }> {

@@ -1,0 +1,150 @@
+/** A Repository and a host that remember what they were asked and answer by script: subjects for tests of the server alone. */
+import { randomBytes } from 'node:crypto'
+import { RoostError } from '../../src/core/errors.js'
+import { parseSessionId, type SessionId, type SnapshotId } from '../../src/core/ids.js'
+import { LIMITS } from '../../src/core/limits.js'
+import type {
+  AddKeySlotRequest, AttachRepositoryRequest, ChunkerParameters, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
+  MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+} from '../../src/core/messages.js'
+import type { SessionRow } from '../../src/index/chunk-index.js'
+import type { RepositoryHost } from '../../src/repo/repository-host-contract.js'
+import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from '../../src/repo/repository.js'
+
+const CHUNKER: ChunkerParameters = { gearSeed: '00'.repeat(32), minBytes: 1024, averageBytes: 4096, maxBytes: 16_384, imageChunkBytes: 65_536 }
+const KEY_SLOT: KeySlotInfo = { slotId: 'slot-1', kind: 'keyfile', label: 'server', createdAtMs: 1 }
+
+export class FakeRepository implements Repository {
+  /** What was asked, in order: the method's name and the arguments that matter. */
+  readonly calls: { readonly method: string; readonly args: readonly unknown[] }[] = []
+  readonly sessions = new Map<string, SessionRow>()
+  readonly snapshots = new Map<string, SignedSnapshot>()
+  readonly #failures = new Map<string, Error>()
+  /** What `putChunks` does with a body; by default it keeps a copy of nothing and gives the memory back. */
+  onPutChunks: (body: FrameBody, signal: AbortSignal) => Promise<void> = async () => undefined
+  /** What `readChunks` yields. */
+  readItems: (signal: AbortSignal) => AsyncIterable<Buffer> = async function* () { yield Buffer.from('frame') }
+  events: () => AsyncIterable<MaintenanceEvent> = async function* () { yield { type: 'done', problems: 0, counts: {} } }
+  constructor(readonly name: string) {}
+
+  failNext(method: string, error: Error): void { this.#failures.set(method, error) }
+  callsOf(method: string): readonly (readonly unknown[])[] { return this.calls.filter((call) => call.method === method).map((call) => call.args) }
+  addSnapshot(source: string): SignedSnapshot {
+    const id = randomBytes(32).toString('hex')
+    const snapshot = { id, record: Buffer.from(JSON.stringify({ source })).toString('base64'), signature: 'c2ln' }
+    this.snapshots.set(id, snapshot)
+    return snapshot
+  }
+  addSession(session: Partial<SessionRow> & { readonly tokenId: string }): SessionId {
+    const sessionId = parseSessionId(randomBytes(16).toString('hex'))
+    this.sessions.set(sessionId, { sessionId, kind: 'push', source: 'web', mode: 'files', snapshot: null, openedAtMs: 0, lastUsedAtMs: 0, ...session })
+    return sessionId
+  }
+  #note(method: string, ...args: readonly unknown[]): void {
+    this.calls.push({ method, args })
+    const failure = this.#failures.get(method)
+    this.#failures.delete(method)
+    if (failure !== undefined) throw failure
+  }
+
+  info(): RepositoryInfo {
+    return { name: this.name, repositoryId: '11'.repeat(16), mode: 'server', createdAtMs: 1, targets: ['file:/secret/place'],
+      verifyKey: '22'.repeat(32), chunker: CHUNKER, state: 'ready' }
+  }
+  async openSession(request: OpenSessionRequest, caller: { readonly tokenId: string; readonly sourceLimit?: string }): Promise<OpenSessionReply> {
+    this.#note('openSession', request, caller)
+    const sessionId = this.addSession({ tokenId: caller.tokenId, kind: request.kind })
+    return {
+      sessionId, repositoryId: '11'.repeat(16), dedupKey: '33'.repeat(32), verifyKey: '22'.repeat(32), chunker: CHUNKER,
+      limits: { chunkBytesMax: LIMITS.chunkBytesMax, nodeBytesMax: LIMITS.nodeBytesMax, bodyBytesMax: LIMITS.bodyBytesMax,
+        bodyFramesMax: LIMITS.bodyFramesMax, missingIdsMax: LIMITS.missingIdsMax, readIdsMax: LIMITS.readIdsMax,
+        sessionBodiesInFlightMax: LIMITS.sessionBodiesInFlightMax },
+      wireCodecs: ['raw', 'zstd'], idleMs: LIMITS.sessionIdleMs,
+    }
+  }
+  async requireSession(sessionId: SessionId): Promise<SessionRow> {
+    const session = this.sessions.get(sessionId)
+    if (session === undefined) throw new RoostError('SESSION_LOST', 'The session is not open.')
+    return session
+  }
+  async findMissing(sessionId: SessionId, idProofs: Buffer): Promise<Buffer> {
+    this.#note('findMissing', sessionId, Buffer.from(idProofs))
+    return Buffer.alloc(Math.ceil(idProofs.byteLength / 48 / 8), 0xff)
+  }
+  async putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: ArrayBuffer }> {
+    this.#note('putChunks', sessionId, body.bytes)
+    await this.onPutChunks(body, signal)
+    return { verdicts: Buffer.from([0]), recycled: body.buffer }
+  }
+  async *readChunks(sessionId: SessionId, ids: Buffer, signal: AbortSignal): AsyncIterable<Buffer> {
+    this.#note('readChunks', sessionId, Buffer.from(ids))
+    yield* this.readItems(signal)
+  }
+  async commit(sessionId: SessionId, request: CommitRequest): Promise<CommitReply> {
+    this.#note('commit', sessionId, request)
+    return { snapshot: this.addSnapshot('web'), alreadyCommitted: false }
+  }
+  async closeSession(sessionId: SessionId): Promise<void> {
+    this.#note('closeSession', sessionId)
+    this.sessions.delete(sessionId)
+  }
+  async listSnapshots(query: SnapshotQuery): Promise<SnapshotPage> {
+    this.#note('listSnapshots', query)
+    return { snapshots: [...this.snapshots.values()], next: null }
+  }
+  async getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot> {
+    const snapshot = this.snapshots.get(snapshotId)
+    if (snapshot === undefined) throw new RoostError('SNAPSHOT_UNKNOWN', 'There is no such snapshot.')
+    return snapshot
+  }
+  async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+    this.#note('deleteSnapshot', snapshotId)
+    this.snapshots.delete(snapshotId)
+  }
+  async stats(): Promise<RepositoryStats> {
+    this.#note('stats')
+    return { snapshots: 1, packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, rawBytes: 0, storedBytes: 0, spoolPacks: 0, spoolBytes: 0, sessionsOpen: 0 }
+  }
+  async *check(options: CheckOptions): AsyncIterable<MaintenanceEvent> {
+    this.#note('check', options)
+    yield* this.events()
+  }
+  async *rebuild(): AsyncIterable<MaintenanceEvent> {
+    this.#note('rebuild')
+    yield* this.events()
+  }
+  async listKeySlots(): Promise<KeySlotInfo[]> { this.#note('listKeySlots'); return [KEY_SLOT] }
+  async addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo> {
+    this.#note('addKeySlot', request)
+    return { ...KEY_SLOT, slotId: 'slot-2', kind: request.kind, label: request.label }
+  }
+  async removeKeySlot(slotId: string): Promise<void> { this.#note('removeKeySlot', slotId) }
+  async rotateKeyfile(): Promise<KeySlotInfo> { this.#note('rotateKeyfile'); return KEY_SLOT }
+  async close(): Promise<void> { this.#note('close') }
+}
+
+export class FakeHost implements RepositoryHost {
+  readonly repositories = new Map<string, FakeRepository>()
+  readonly attached: AttachRepositoryRequest[] = []
+  isClosed = false
+  constructor(...names: readonly string[]) {
+    for (const name of names) this.repositories.set(name, new FakeRepository(name))
+  }
+  list(): Repository[] { return [...this.repositories.values()] }
+  get(name: string): FakeRepository {
+    const repository = this.repositories.get(name)
+    if (repository === undefined) throw new RoostError('REPOSITORY_UNKNOWN', 'There is no such repository.')
+    return repository
+  }
+  async create({ name }: CreateRepositoryRequest): Promise<Repository> {
+    if (this.repositories.has(name)) throw new RoostError('REPOSITORY_EXISTS', 'The name is taken.')
+    const repository = new FakeRepository(name)
+    this.repositories.set(name, repository)
+    return repository
+  }
+  async attach(request: AttachRepositoryRequest): Promise<Repository> {
+    this.attached.push(request)
+    return this.create({ name: request.name })
+  }
+  async close(): Promise<void> { this.isClosed = true }
+}
