@@ -15,8 +15,10 @@ import { ENTRY_TYPES, type Entry, type Xattr } from '../tree/entry.js'
 const SET_UID = 0o4000
 const SET_GID = 0o2000
 const O_PATH = 0o10_000_000
-const ACL_ACCESS = 'system.posix_acl_access'
-export const ACL_DEFAULT = 'system.posix_acl_default'
+const ACL_ACCESS_NAME = Buffer.from('system.posix_acl_access')
+const ACL_DEFAULT_NAME = Buffer.from('system.posix_acl_default')
+/** Version 2 and no entries: the kernel takes it as "no ACL". */
+const ACL_OF_NOTHING = Buffer.from([2, 0, 0, 0])
 
 export interface MetadataOptions {
   /** By default owners are restored by number when root, else groups of ours only. */
@@ -25,9 +27,9 @@ export interface MetadataOptions {
 }
 export interface MetadataReport {
   /** An attribute that could not be set; the rest was. */
-  metadataProblem(entry: Entry, error: unknown, what: string): void
-  /** An ordinary user's restore left an owner. */
-  ownerLeft(): void
+  metadataProblem(error: unknown, what: string): void
+  /** Not root: an owner, a group or an attribute that only root may set was left. */
+  privilegeLacked(): void
 }
 
 export class MetadataWriter {
@@ -59,7 +61,13 @@ export class MetadataWriter {
   }
   /** Default ACLs of a directory that was there before would spread to what is made in it. */
   hasDefaultAcl(fd: number): boolean {
-    return fgetxattrs(fd).some(({ name }) => name.toString('latin1') === ACL_DEFAULT)
+    return fgetxattrs(fd).some(({ name }) => name.equals(ACL_DEFAULT_NAME))
+  }
+  dropDefaultAcl(fd: number): void { fsetxattr(fd, ACL_DEFAULT_NAME, ACL_OF_NOTHING) }
+  /** What was made below a directory with a default ACL got ACLs that the snapshot does not know. */
+  dropInheritedAcls(fd: number, entry: Entry): void {
+    fsetxattr(fd, ACL_ACCESS_NAME, ACL_OF_NOTHING)
+    if (entry.type === ENTRY_TYPES.directory) this.dropDefaultAcl(fd)
   }
 
   /** Returns the mode bits that may be set: all, unless a set-id bit would be of another owner. */
@@ -73,9 +81,9 @@ export class MetadataWriter {
     }
     const mayOwn = uid === this.#uid
     const mayGroup = gid === this.#gid || this.#groups.has(gid)
-    if (!mayOwn || !mayGroup) this.report.ownerLeft()
+    if (!mayOwn || !mayGroup) this.report.privilegeLacked()
     if (mayGroup && (now === undefined ? gid !== this.#gid : now.gid !== gid)) {
-      try { chown(-1, gid) } catch (error) { this.report.metadataProblem(entry, error, 'group') }
+      try { chown(-1, gid) } catch (error) { this.report.metadataProblem(error, 'group') }
     }
     return this.#setIdMask({ uid: entry.uid, gid }, this.#uid, mayGroup ? gid : this.#gid)
   }
@@ -99,16 +107,15 @@ export class MetadataWriter {
         set(xattr.name, xattr.value)
       } catch (error) {
         if (!isErrno(error)) throw error
-        this.report.metadataProblem(entry, error, `attribute ${xattr.name.toString('utf8')}`)
+        const name = xattr.name.toString('utf8')
+        if (!this.isRoot && isErrno(error, 'EPERM') && /^(?:security|trusted)\./.test(name)) this.report.privilegeLacked()
+        else this.report.metadataProblem(error, `attribute ${name}`)
       }
     }
   }
 }
 
-const isAcl = ({ name }: Xattr): boolean => {
-  const text = name.toString('latin1')
-  return text === ACL_ACCESS || text === ACL_DEFAULT
-}
+const isAcl = ({ name }: Xattr): boolean => name.equals(ACL_ACCESS_NAME) || name.equals(ACL_DEFAULT_NAME)
 
 /** chmod follows symlinks, and a name can be exchanged for one at any time; a descriptor cannot. */
 function chmodNotFollowing(path: Buffer, mode: number): void {

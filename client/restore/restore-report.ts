@@ -27,8 +27,8 @@ export interface RestoreEvents {
 export interface RestoreReport extends Readonly<RestoreCounters> {
   readonly snapshotId: string
   readonly durationMs: number
-  /** Not root: owners or groups were left as the restoring user's. */
-  readonly ownersLeft: boolean
+  /** Not root: owners, groups or attributes that only root may set were left. */
+  readonly privilegesLacked: boolean
 }
 export const emptyCounters = (): RestoreCounters =>
   ({ files: 0, directories: 0, others: 0, skipped: 0, bytes: 0, bytesDone: 0, problems: 0 })

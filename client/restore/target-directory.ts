@@ -189,6 +189,7 @@ export class DirectoryDescriptors {
     this.#open.delete(directory)
     this.#open.add(directory)
   }
+  closeAll(): void { for (const directory of [...this.#open]) directory.close() }
   forget(directory: TargetDirectory): void {
     this.#open.delete(directory)
     if (this.#latest === directory) this.#latest = undefined

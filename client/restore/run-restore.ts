@@ -1,0 +1,124 @@
+/** Restores from a snapshot: a tree or parts of it into a directory, or one file or image into a file or onto a device.
+ *
+ *  Nothing is written outside the destination (target-directory.ts), nothing is written that was not proved by its id
+ *  (read-chunks.ts) below a root that the snapshot's signature covers (open-snapshot.ts).
+ */
+import { constants, mkdirSync, openSync } from 'node:fs'
+import { systemClock, type Clock } from '../../src/core/clock.js'
+import { RoostError } from '../../src/core/errors.js'
+import { systemRandom, type Random } from '../../src/core/random.js'
+import { findEntry, openSnapshot, splitPath, type OpenSnapshot, type SnapshotChoice } from '../browse/open-snapshot.js'
+import type { RepositoryClient } from '../repository-client.js'
+import { DirectoryReader } from '../tree/directory-reader.js'
+import { ENTRY_TYPES, type Entry } from '../tree/entry.js'
+import { ChunkWindows, WINDOWS_DEFAULT, type WindowOptions } from './chunk-windows.js'
+import type { MetadataOptions } from './metadata.js'
+import { emptyCounters, type RestoreEvents, type RestoreReport } from './restore-report.js'
+import { restoreToDevice } from './restore-to-device.js'
+import { Selection } from './selection.js'
+import { joinNames, TreeRestorer, type OnDamage, type Overwrite } from './tree-restorer.js'
+
+/** Paths are bytes as the user gave them. `device`: an existing block device or file, overwritten in place. */
+export type RestoreDestination =
+  | { readonly kind: 'directory'; readonly path: Buffer }
+  | { readonly kind: 'file'; readonly path: Buffer }
+  | { readonly kind: 'device'; readonly path: Buffer }
+
+export interface RestoreOptions extends SnapshotChoice {
+  readonly destination: RestoreDestination
+  /** Directory of the snapshot whose content goes into the destination; the whole snapshot by default. For `file` and
+   *  `device`: the file or image; may be left out when the snapshot holds one entry only. */
+  readonly from?: Buffer
+  /** Exact paths (with all below) or globs, within the snapshot; none: everything. */
+  readonly include?: readonly Buffer[]
+  readonly overwrite?: Overwrite
+  readonly onDamage?: OnDamage
+  readonly owners?: MetadataOptions['owners']
+  readonly xattrs?: boolean
+  readonly windows?: Partial<WindowOptions>
+}
+export interface RestoreDeps { readonly clock?: Clock; readonly random?: Random }
+
+/** Problems with single paths are told by `events` and counted in the report (the exit code's 3); what stops the restore is thrown.
+ *  @throws {RoostError} SNAPSHOT_UNKNOWN, SNAPSHOT_CORRUPT, SESSION_LOST; errno exceptions of the destination */
+export async function runRestore(client: RepositoryClient, options: RestoreOptions, events: RestoreEvents, signal: AbortSignal,
+  deps: RestoreDeps = {}): Promise<RestoreReport> {
+  const clock = deps.clock ?? systemClock
+  const startedMs = clock.monotonicMs()
+  const open = await openSnapshot(client, options, { signal })
+  try {
+    events.started?.(open.record, open.snapshotId)
+    const counters = emptyCounters()
+    const windows = new ChunkWindows(open, signal, { ...WINDOWS_DEFAULT, ...options.windows })
+    const selection = new Selection(options.include ?? [])
+    const restorer = new TreeRestorer(open.nodes, windows, {
+      overwrite: options.overwrite ?? 'if-changed', onDamage: options.onDamage ?? 'skip', selection,
+      metadata: { owners: options.owners ?? 'numeric', xattrs: options.xattrs ?? true },
+      runMark: (deps.random ?? systemRandom).bytes(4).toString('hex'),
+    }, counters, events, signal)
+    const { destination } = options
+    switch (destination.kind) {
+      case 'directory':
+        await restoreDirectory(open, restorer, options.from ?? Buffer.alloc(0), destination.path)
+        break
+      case 'file': {
+        const entry = await requireContentEntry(open, options.from)
+        await restorer.restoreOne({ ...entry, type: ENTRY_TYPES.file, name: lastName(destination.path) }, openParent(destination.path))
+        break
+      }
+      case 'device': {
+        const { content } = await requireContentEntry(open, options.from)
+        await restoreToDevice(destination.path, content!, open.nodes, windows, counters, events,
+          { stopsOnDamage: options.onDamage === 'stop', signal })
+      }
+    }
+    for (const path of selection.unmatched()) {
+      counters.problems++
+      events.problem?.({ path, reason: 'refused', message: 'The snapshot has no such path.' })
+    }
+    return {
+      ...counters, snapshotId: open.snapshotId, durationMs: clock.monotonicMs() - startedMs, privilegesLacked: restorer.privilegesLacked,
+    }
+  } finally { await open.close() }
+}
+
+async function restoreDirectory(open: OpenSnapshot, restorer: TreeRestorer, from: Buffer, destination: Buffer): Promise<void> {
+  const entry = await findEntry(open, from)
+  if (entry === undefined || (entry !== 'root' && entry.type !== ENTRY_TYPES.directory))
+    throw new RoostError('SNAPSHOT_UNKNOWN', entry === undefined ? 'The snapshot has no such directory.' : 'That path of the snapshot is no directory.')
+  mkdirSync(destination, { recursive: true })
+  const fd = openSync(destination, constants.O_RDONLY | constants.O_DIRECTORY)
+  const path = joinNames(splitPath(from)).toString('latin1')
+  if (entry === 'root') await restorer.restore(open.root, fd, undefined, path)
+  else await restorer.restore(entry.subtree!, fd, entry, path)
+}
+
+/** The file or image at `path`; without a path the snapshot's only entry (images and standard input have one).
+ *  @throws {RoostError} SNAPSHOT_UNKNOWN */
+export async function requireContentEntry(open: OpenSnapshot, path: Buffer | undefined): Promise<Entry> {
+  const entry = path === undefined ? await onlyEntry(open) : await findEntry(open, path)
+  if (entry === undefined || entry === 'root') throw new RoostError('SNAPSHOT_UNKNOWN', 'The snapshot has no such file.')
+  if (entry.content === undefined) throw new RoostError('SNAPSHOT_UNKNOWN', 'That path of the snapshot is neither a file nor an image.')
+  return entry
+}
+async function onlyEntry(open: OpenSnapshot): Promise<Entry> {
+  const found: Entry[] = []
+  for await (const entry of new DirectoryReader(open.nodes, open.root).entries()) {
+    found.push(entry)
+    if (found.length > 1) break
+  }
+  if (found.length !== 1) throw new RoostError('SNAPSHOT_UNKNOWN', 'The snapshot holds more than one entry: name the one that is meant.')
+  return found[0]!
+}
+
+function lastName(path: Buffer): Buffer {
+  const name = splitPath(path).at(-1)
+  if (name === undefined || name.equals(Buffer.from('..'))) throw Object.assign(new Error('EISDIR: the destination names a directory'), { code: 'EISDIR' })
+  return name
+}
+function openParent(path: Buffer): number {
+  const slash = path.lastIndexOf(0x2f)
+  const parent = slash < 0 ? Buffer.from('.') : slash === 0 ? Buffer.from('/') : path.subarray(0, slash)
+  mkdirSync(parent, { recursive: true })
+  return openSync(parent, constants.O_RDONLY | constants.O_DIRECTORY)
+}
