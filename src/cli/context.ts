@@ -20,6 +20,14 @@ export interface Runtime {
   readonly random: Random
 }
 
+export interface ConnectionOptions {
+  readonly uploadBytesPerSecond?: number
+  /** Hours of work are not to be lost to a server that restarts; a listing is asked for again by hand. */
+  readonly isLong?: boolean
+}
+const LONG_PATIENCE_MS = 5 * 60_000
+const SHORT_PATIENCE_MS = 3_000
+
 export class CommandContext {
   readonly output: Output
   readonly settings: Settings
@@ -36,14 +44,14 @@ export class CommandContext {
   get random(): Random { return this.runtime.random }
 
   /** The repository that the user named; closed when the command ends. */
-  repository(options: { readonly uploadBytesPerSecond?: number } = {}): { client: RepositoryClient; name: string; server: URL } {
+  repository(options: ConnectionOptions = {}): { client: RepositoryClient; name: string; server: URL } {
     const { server, name } = this.settings.repository()
-    const client = new HttpRepositoryClient(this.#transport(server, options.uploadBytesPerSecond), name)
+    const client = new HttpRepositoryClient(this.#transport(server, options), name)
     this.#opened.push(client)
     return { client, name, server }
   }
   server(): ServerClient {
-    const client = new HttpServerClient(this.#transport(this.settings.server()))
+    const client = new HttpServerClient(this.#transport(this.settings.server(), {}))
     this.#opened.push(client)
     return client
   }
@@ -52,13 +60,13 @@ export class CommandContext {
     for (const client of this.#opened.splice(0)) await client.close()
   }
 
-  #transport(server: URL, uploadBytesPerSecond?: number): Transport {
+  #transport(server: URL, { uploadBytesPerSecond, isLong }: ConnectionOptions): Transport {
     const { token, warning } = this.settings.token()
     if (warning !== undefined) this.output.warn(`warning: ${warning}`)
     const caFile = this.settings.caFile()
     return new Transport({
       baseUrl: server.href.replace(/\/$/, ''), token, clock: this.clock, random: this.random,
-      allowPlainHttp: this.settings.allowsPlainHttp(),
+      allowPlainHttp: this.settings.allowsPlainHttp(), retryForMs: isLong === true ? LONG_PATIENCE_MS : SHORT_PATIENCE_MS,
       ...(caFile === undefined ? {} : { caFile }),
       ...(uploadBytesPerSecond === undefined ? {} : { uploadLimit: rateLimiter(uploadBytesPerSecond, this.clock) }),
       onWaiting: ({ error, delayMs }) => this.output.note(`waiting: ${error.message} Trying again in ${formatDuration(delayMs)}.`),

@@ -50,7 +50,7 @@ export function registerBackup(registry: Registry): void {
     const host = hostname()
     const source = context.settings.value('source', flags.source) ?? defaultSource(host, flags, paths)
     const uploadBytesPerSecond = flags.limitUpload ?? rateSetting(context)
-    const { client } = context.repository(uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond })
+    const { client } = context.repository({ isLong: true, ...(uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond }) })
     const verifyKey = context.settings.verifyKey()
     const report = await runWithProgress(context, client, {
       source, config, parent: await chooseParent(context, client, flags.parent), host, user: userName(), wire: wireMode(context, flags),
