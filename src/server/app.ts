@@ -26,6 +26,7 @@ import { repositoryRoutes } from './routes/repositories.js'
 import { sessionRoutes } from './routes/sessions.js'
 import { snapshotRoutes } from './routes/snapshots.js'
 import { tokenRoutes } from './routes/tokens.js'
+import { SCHEMA_KEYWORDS } from './schemas.js'
 import type { TokenStore } from './token-store.js'
 
 export interface AppDeps {
@@ -62,16 +63,7 @@ export function buildApp(deps: AppDeps): FastifyInstance {
     serverFactory: (handler) => createBoundedServer(deps, handler),
     clientErrorHandler: answerBrokenRequest,
     frameworkErrors: (error, request, reply) => { void createErrorHandler(clock)(error, request, reply) },
-    ajv: {
-      customOptions: {
-        coerceTypes: false, removeAdditional: false, useDefaults: false, allErrors: false,
-        keywords: [{
-          keyword: 'x-bytesMax', type: 'string', schemaType: 'number',
-          validate: (bytesMax: number, value: string) => Buffer.byteLength(value) <= bytesMax,
-          error: { message: 'is too long' },
-        }],
-      },
-    },
+    ajv: { customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: false, allErrors: false, keywords: [...SCHEMA_KEYWORDS] } },
   }) as unknown as FastifyInstance // the log's concrete type is of no interest to callers
 
   const intake = new BodyIntake({ clock, admission: deps.admission, buffers: new BodyBuffers() })

@@ -1,13 +1,36 @@
 /** JSON schemas of every request and reply: validation and the OpenAPI description read the same ones.
  *
  *  Requests are strict: unknown properties are refused, every string and list has a bound. Lengths count characters here;
- *  `x-bytesMax` (a keyword of ours) also bounds the UTF-8 bytes where the format stores bytes.
+ *  `x-bytesMax` (a keyword of ours) also bounds the UTF-8 bytes where the format stores bytes,
+ *  `x-depthMax` the nesting of free-form JSON.
  */
 import { ERROR_CATALOGUE } from '../core/errors.js'
 import { KiB, LIMITS } from '../core/limits.js'
 import { TOKEN_SCOPES } from '../core/messages.js'
 
 export type JsonSchema = Readonly<Record<string, unknown>>
+
+/** Our keywords, as the validator takes them. */
+export const SCHEMA_KEYWORDS = [
+  {
+    keyword: 'x-bytesMax', type: 'string', schemaType: 'number', error: { message: 'is too long' },
+    validate: (bytesMax: number, value: string): boolean => Buffer.byteLength(value) <= bytesMax,
+  },
+  {
+    keyword: 'x-depthMax', type: 'object', schemaType: 'number', error: { message: 'is nested too deeply' },
+    validate: (depthMax: number, value: object): boolean => isNestedWithin(value, depthMax),
+  },
+] as const
+
+/** A level at a time: the nesting that it refuses must not be what overflows it. */
+function isNestedWithin(value: object, depthMax: number): boolean {
+  let level: object[] = [value]
+  for (let depth = 0; level.length > 0; depth++) {
+    if (depth === depthMax) return false
+    level = level.flatMap((one) => Object.values(one).filter((child): child is object => typeof child === 'object' && child !== null))
+  }
+  return true
+}
 
 /** Labels shown to people: no control characters. */
 const TEXT = '^[^\\u0000-\\u001f\\u007f]+$'
@@ -21,6 +44,8 @@ export const LIST_LIMITS = Object.freeze({
   grantsMax: 64,
   snapshotsPageMax: 1_000,
   descriptionPropertiesMax: 256,
+  /** Free-form JSON is encoded again by recursive code. */
+  descriptionDepthMax: 64,
 })
 
 const text = (bytesMax: number): JsonSchema =>
@@ -78,7 +103,7 @@ export const REQUEST_SCHEMAS = {
     paths: list({ type: 'string', maxLength: LIST_LIMITS.pathCharactersMax }, LIST_LIMITS.pathsMax),
     tags: list(text(LIMITS.nameBytesMax), LIMITS.tagsMax),
     startedAtMs: count, statistics,
-    description: { type: 'object', maxProperties: LIST_LIMITS.descriptionPropertiesMax },
+    description: { type: 'object', maxProperties: LIST_LIMITS.descriptionPropertiesMax, 'x-depthMax': LIST_LIMITS.descriptionDepthMax },
   }, ['description']),
   createRepository: object({
     name: repositoryName, target: url,
