@@ -71,6 +71,7 @@ export type RefState = (typeof REF_STATES)[keyof typeof REF_STATES]
 /** Pins to add for entries of a pack in the transaction that adds it: one bitmap (bit = entry number) per session. */
 export interface PackPins { readonly sessionId: SessionId; readonly bitmap: Uint8Array }
 
+/** Chunks are live ones; bytes are sums over the pack rows, dead entries included. */
 export interface IndexTotals {
   readonly packs: number; readonly chunks: number; readonly dataChunks: number; readonly nodeChunks: number
   readonly rawBytes: number; readonly storedBytes: number; readonly spooledPacks: number; readonly spooledBytes: number

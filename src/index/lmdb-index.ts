@@ -1,4 +1,12 @@
-/** The embedded ChunkIndex on LMDB; the only importer of lmdb. Tables, keys and values: docs/formats/index-v1.md.
+/** The embedded ChunkIndex on LMDB; the only importer of lmdb.
+ *
+ *    state              identity, counters, clean, complete      sessions           session id → row
+ *    chunks             chunk id → 44 bytes (entry-codec)        pins               session id, pack number → bitmaps
+ *    packs              pack number → row                        snapshots          sequence → head
+ *    pack-ids           pack id → pack number                    records            sequence → signature, record
+ *    superseded         pack number, entry → chunk id            snapshot-ids       snapshot id → sequence
+ *                                                                session-snapshots  session id → sequence
+ *  Numbers in keys are u32 big-endian, so that key order is their order; rows are those of row-codec.
  *
  *  Writes run as abortable child transactions of LMDB's queue: those of one event turn share a commit, and the commit and
  *  its fsync happen on LMDB's own thread. A method that throws half-way leaves nothing. Durable methods wait for the
@@ -22,33 +30,31 @@ import { claimIndexDirectory } from './index-directory.js'
 import { INDEX_PAGE_BYTES, prepareLmdbFile } from './lmdb-file.js'
 import { PinTable } from './pin-table.js'
 import { PositionList, positionOf } from './positions.js'
-import { FRESH_COUNTERS, decodeCounters, decodeNumberRow, decodePackRow, decodeSessionRow, encodeCounters,
-  encodeJsonRow, encodeNumberRow, encodePackRow, encodeSessionRow, hasBit, idKey, isNodeKind, sealRow, sessionKey,
-  u32Key, unsealRow, type Counters, type PinBits, type SessionKey } from './row-codec.js'
+import { decodeNumberRow, decodePackRow, decodeSessionRow, encodeNumberRow, encodePackRow, encodeSessionRow, hasBit,
+  idKey, isNodeKind, sealRow, sessionKey, u32Key, unsealRow, type PinBits, type SessionKey } from './row-codec.js'
 import { SnapshotTable } from './snapshot-table.js'
+import { StateTable } from './state-table.js'
 import type { Table } from './table.js'
 
 export interface LmdbIndexOptions {
   readonly directory: string
   readonly identity: IndexIdentity
-  /** Address space kept for the map: the most the index may grow to (about 150 B a chunk). Nothing is allocated. */
-  readonly mapBytesMax?: number
+  /** Address space kept for the map; nothing is allocated. About 150 B a chunk. Past it LMDB makes a larger map. */
+  readonly mapBytes?: number
 }
 const MAP_BYTES_DEFAULT = 256 * GiB
 
-const META_KEYS = { identity: Buffer.from('identity'), counters: Buffer.from('counters'), clean: Buffer.from('clean'),
-  complete: Buffer.from('complete') } as const
 /** LMDB's own verdicts on its file: bad page, corrupted, panic, other version, not a database, bad transaction. */
 const DAMAGE_CODES = new Set([-30797, -30796, -30795, -30794, -30793, -30782])
 
-function environmentOptions(directory: string, mapBytesMax: number): RootDatabaseOptionsWithPath {
+function environmentOptions(directory: string, mapBytes: number): RootDatabaseOptionsWithPath {
   return {
     path: directory,
     noSubdir: false,
     maxDbs: 12,
     maxReaders: 126,
-    // One fixed map of address space, never remapped: growth needs no pause and no reader sees its map move.
-    mapSize: mapBytesMax,
+    // Ample from the start, so that growth hardly ever means a new map.
+    mapSize: mapBytes,
     remapChunks: false,
     pageSize: INDEX_PAGE_BYTES,
     // Commit and fsync overlap with the next transaction; a power cut falls back to the last synced one.
@@ -75,7 +81,7 @@ export async function openLmdbIndex(options: LmdbIndexOptions): Promise<ChunkInd
   let root: RootDatabase | undefined
   try {
     prepareLmdbFile(path.join(options.directory, 'data.mdb'))
-    root = open(environmentOptions(options.directory, options.mapBytesMax ?? MAP_BYTES_DEFAULT))
+    root = open(environmentOptions(options.directory, options.mapBytes ?? MAP_BYTES_DEFAULT))
     const index = new LmdbIndex(root, release)
     await index.start(options.identity)
     return index
@@ -95,7 +101,7 @@ function translate(error: unknown): unknown {
 class LmdbIndex implements ChunkIndex {
   #openedClean = true
   #closing: Promise<void> | undefined
-  readonly #meta: Table
+  readonly #state: StateTable
   readonly #packs: Table
   readonly #packIds: Table
   readonly #sessions: Table
@@ -110,7 +116,7 @@ class LmdbIndex implements ChunkIndex {
   constructor(readonly root: RootDatabase, readonly release: () => void) {
     const table = (name: string): Table =>
       root.openDB({ name, encoding: 'binary', keyEncoding: 'binary', cache: false, compression: false }) as unknown as Table
-    this.#meta = table('meta')
+    this.#state = new StateTable(table('state'))
     this.#packs = table('packs')
     this.#packIds = table('pack-ids')
     this.#sessions = table('sessions')
@@ -123,18 +129,13 @@ class LmdbIndex implements ChunkIndex {
   get openedClean(): boolean { return this.#openedClean }
 
   async start(identity: IndexIdentity): Promise<void> {
-    const bound = this.#meta.getBinary(META_KEYS.identity)
-    if (bound === undefined && this.#meta.doesExist(META_KEYS.counters)) throw corrupt('The index names no repository.')
-    if (bound !== undefined) requireIdentity(unsealRow('identity', META_KEYS.identity, bound), identity)
-    this.#openedClean = bound === undefined || this.#flag('clean')
+    const fresh = !this.#state.isBound(identity)
+    this.#openedClean = fresh || this.#state.flag('clean')
     // Durable before any session can open, so that no crash later can look like a clean close.
     await this.#writeDurably(() => {
-      if (bound === undefined) {
-        this.#meta.putSync(META_KEYS.identity, encodeJsonRow('identity', META_KEYS.identity, identity))
-        this.#putCounters({ ...FRESH_COUNTERS })
-      }
+      if (fresh) this.#state.bind(identity)
       if (!this.#openedClean) for (const key of [...this.#sessions.getKeys({})]) this.#dropSession(key)
-      this.#setFlag('clean', false)
+      this.#state.setFlag('clean', false)
     })
   }
 
@@ -143,10 +144,10 @@ class LmdbIndex implements ChunkIndex {
   async reservePackNumbers(count: number): Promise<PackNumber> {
     assert(Number.isInteger(count) && count > 0, 'a positive count of numbers')
     return this.#writeDurably(() => {
-      const counters = this.#counters()
+      const counters = this.#state.counters()
       const first = counters.nextPackNumber
       assert(first + count <= 2 ** 32, 'pack numbers are u32')
-      this.#putCounters({ ...counters, nextPackNumber: first + count })
+      this.#state.putCounters({ ...counters, nextPackNumber: first + count })
       return packNumber(first)
     })
   }
@@ -166,7 +167,7 @@ class LmdbIndex implements ChunkIndex {
   }
 
   #insertPack(pack: PackRow, entries: PackEntries): void {
-    const counters = this.#counters()
+    const counters = this.#state.counters()
     const key = u32Key(pack.packNumber)
     assert(pack.packNumber > 0 && pack.packNumber < counters.nextPackNumber, 'the pack number was reserved')
     assert(!this.#packs.doesExist(key), 'the pack number is not in use')
@@ -186,7 +187,7 @@ class LmdbIndex implements ChunkIndex {
     counters.rawBytes += pack.rawBytes
     counters.storedBytes += pack.storedBytes
     if (pack.state === 'spooled') { counters.spooledPacks += 1; counters.spooledBytes += pack.storedBytes }
-    this.#putCounters(counters)
+    this.#state.putCounters(counters)
     // Pins set by position before the pack came: those of dead entries must follow their ids.
     if (dead.length > 0) for (const session of [...this.#sessions.getKeys({})])
       this.#followSuperseded(session, pack.packNumber, this.#pins.at(session, pack.packNumber).pinned)
@@ -218,10 +219,10 @@ class LmdbIndex implements ChunkIndex {
       if (pack.state === 'stored') return
       const key = u32Key(number)
       this.#packs.putSync(key, encodePackRow(key, { ...pack, state: 'stored' }))
-      const counters = this.#counters()
+      const counters = this.#state.counters()
       counters.spooledPacks -= 1
       counters.spooledBytes -= pack.storedBytes
-      this.#putCounters(counters)
+      this.#state.putCounters(counters)
     })
   }
 
@@ -241,7 +242,7 @@ class LmdbIndex implements ChunkIndex {
     return this.#read(() => this.#chunks.scan(after, limit))
   }
   async totals(): Promise<IndexTotals> {
-    const { nextPackNumber: _, nextSequence: __, removals: ___, ...totals } = this.#read(() => this.#counters())
+    const { nextPackNumber: _, nextSequence: __, removals: ___, ...totals } = this.#read(() => this.#state.counters())
     return totals
   }
 
@@ -252,8 +253,8 @@ class LmdbIndex implements ChunkIndex {
       const key = sessionKey(session.sessionId)
       assert(!this.#sessions.doesExist(key), 'a session id is used once')
       this.#sessions.putSync(key, encodeSessionRow(key, session))
-      const counters = this.#counters()
-      this.#putCounters({ ...counters, sessionsOpen: counters.sessionsOpen + 1 })
+      const counters = this.#state.counters()
+      this.#state.putCounters({ ...counters, sessionsOpen: counters.sessionsOpen + 1 })
     })
   }
   async getSession(sessionId: SessionId): Promise<SessionRow | undefined> {
@@ -290,12 +291,12 @@ class LmdbIndex implements ChunkIndex {
       const session = this.#requireSession(sessionId)
       const present = this.#chunks.present(ids, stride)
       const settled = this.#pins.holds(session, present.positions, level)
-      return { present, settled, removals: settled ? 0 : this.#counters().removals }
+      return { present, settled, removals: settled ? 0 : this.#state.counters().removals }
     })
     if (before.settled) return before.present.found
     return this.#write(() => {
       const session = this.#requireSession(sessionId)
-      const present = this.#counters().removals === before.removals ? before.present : this.#chunks.present(ids, stride)
+      const present = this.#state.counters().removals === before.removals ? before.present : this.#chunks.present(ids, stride)
       this.#pins.add(session, present.positions, level)
       return present.found
     })
@@ -329,12 +330,12 @@ class LmdbIndex implements ChunkIndex {
       const existing = this.#snapshots.get(snapshot.snapshotId)
       if (existing !== undefined) return existing
       const key = session === null ? undefined : this.#requireSession(session)
-      const counters = this.#counters()
+      const counters = this.#state.counters()
       const added: SnapshotRow = { ...snapshot, sequence: counters.nextSequence }
       this.#snapshots.add(added, key)
       counters.nextSequence += 1
       counters.snapshots += 1
-      this.#putCounters(counters)
+      this.#state.putCounters(counters)
       if (key !== undefined) this.#dropSession(key)
       return added
     })
@@ -353,17 +354,17 @@ class LmdbIndex implements ChunkIndex {
   async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
     await this.#writeDurably(() => {
       if (!this.#snapshots.remove(snapshotId)) return
-      const counters = this.#counters()
-      this.#putCounters({ ...counters, snapshots: counters.snapshots - 1 })
+      const counters = this.#state.counters()
+      this.#state.putCounters({ ...counters, snapshots: counters.snapshots - 1 })
     })
   }
 
   // ——— lifetime ———
 
   async setComplete(complete: boolean): Promise<void> {
-    await this.#writeDurably(() => { this.#setFlag('complete', complete) })
+    await this.#writeDurably(() => { this.#state.setFlag('complete', complete) })
   }
-  async isComplete(): Promise<boolean> { return this.#read(() => this.#flag('complete')) }
+  async isComplete(): Promise<boolean> { return this.#read(() => this.#state.flag('complete')) }
   async flush(): Promise<void> {
     this.#requireOpen()
     await this.root.flushed
@@ -380,7 +381,7 @@ class LmdbIndex implements ChunkIndex {
           const row = this.#sessions.getBinary(key)
           if (row !== undefined) this.#sessions.putSync(key, encodeSessionRow(key, { ...decodeSessionRow(key, row), lastUsedAtMs }))
         }
-        this.#setFlag('clean', true)
+        this.#state.setFlag('clean', true)
       })
     } finally {
       await this.root.close()
@@ -413,21 +414,6 @@ class LmdbIndex implements ChunkIndex {
     return result
   }
 
-  #counters(): Counters {
-    const row = this.#meta.getBinary(META_KEYS.counters)
-    if (row === undefined) throw corrupt('The index has no counters.')
-    return decodeCounters(META_KEYS.counters, row)
-  }
-  #putCounters(counters: Counters): void {
-    this.#meta.putSync(META_KEYS.counters, encodeCounters(META_KEYS.counters, counters))
-  }
-  #flag(name: 'clean' | 'complete'): boolean {
-    const row = this.#meta.getBinary(META_KEYS[name])
-    return row !== undefined && unsealRow('state', META_KEYS[name], row)[0] === 1
-  }
-  #setFlag(name: 'clean' | 'complete', value: boolean): void {
-    this.#meta.putSync(META_KEYS[name], sealRow('state', META_KEYS[name], Buffer.from([value ? 1 : 0])))
-  }
   #pack(number: number): PackRow | undefined {
     const key = u32Key(number)
     const row = this.#packs.getBinary(key)
@@ -449,17 +435,7 @@ class LmdbIndex implements ChunkIndex {
   #dropSession(key: SessionKey): void {
     if (!this.#sessions.removeSync(key)) return
     this.#pins.drop(key)
-    const counters = this.#counters()
-    this.#putCounters({ ...counters, sessionsOpen: counters.sessionsOpen - 1 })
+    const counters = this.#state.counters()
+    this.#state.putCounters({ ...counters, sessionsOpen: counters.sessionsOpen - 1 })
   }
-}
-
-function requireIdentity(bound: Buffer, identity: IndexIdentity): void {
-  const { repositoryId, formatVersion } = JSON.parse(bound.toString('utf8')) as IndexIdentity
-  if (repositoryId !== identity.repositoryId)
-    throw new RoostError('INDEX_CORRUPT', 'This index directory belongs to another repository. Point the configuration at ' +
-      'the right directory, or move this one away and run "roost rebuild".', { bound: repositoryId, wanted: identity.repositoryId })
-  if (formatVersion !== identity.formatVersion)
-    throw new RoostError('INDEX_CORRUPT', 'This index has another format version. Move its directory away and run ' +
-      '"roost rebuild".', { bound: formatVersion, wanted: identity.formatVersion })
 }
