@@ -9,7 +9,7 @@ import { getSystemErrorMap } from 'node:util'
 import { isErrno } from '../../src/core/errors.js'
 import type { ChunkId } from '../../src/core/ids.js'
 import type { ChunkerParameters } from '../../src/core/messages.js'
-import { fgetxattrs, lgetxattrs } from '../native/posix.js'
+import { fgetxattrs, groupName, lgetxattrs, userName } from '../native/posix.js'
 import { DirectoryWriter } from '../tree/directory-writer.js'
 import { ENTRY_TYPES, type Content, type Entry, type EntryType, type Xattr } from '../tree/entry.js'
 import { CONTENT_BYTES_MAX, NAME_BYTES_MAX, XATTR_BYTES_MAX } from '../tree/entry-codec.js'
@@ -134,18 +134,19 @@ class FileScan implements Disposable {
       if (plan === undefined && this.#excludes.excludes(this.#names, name, type === ENTRY_TYPES.directory)) return undefined
       const before = former?.find(nameBytes)
       if (type !== ENTRY_TYPES.directory && !(before instanceof Promise) && before !== undefined &&
-        isUnchanged(before, type, stat, this.#racyFromNs)) return this.#reuse(before, stat, nameBytes)
+        isUnchanged(before, type, stat, this.#racyFromNs)) return this.#reuse(before)
       return this.#saveChanged(name, nameBytes, type, stat, plan, former, before)
     } catch (error) { return this.#problem(this.#pathOf(name), error) }
   }
-  #reuse(before: Entry, stat: BigIntStats, name: Buffer): Entry {
+  #reuse(before: Entry): Entry {
     const { counters } = this.context
     if (before.type === ENTRY_TYPES.file) {
       counters.files++
       counters.filesUnchanged++
       counters.sourceBytes += before.content!.bytes
     } else counters.others++
-    const { user, group } = statEntry(name, before.type, stat, before.xattrs) // an account may have been renamed
+    const user = userName(before.uid) // an account may have been renamed
+    const group = groupName(before.gid)
     return user === before.user && group === before.group ? before : { ...before, user, group }
   }
   async #saveChanged(name: string, nameBytes: Buffer, type: EntryType, stat: BigIntStats, plan: PathPlan | undefined,
@@ -156,9 +157,9 @@ class FileScan implements Disposable {
       switch (type) {
         case ENTRY_TYPES.directory: return await this.#saveSubdirectory(name, nameBytes, stat, plan, formerDirectory, before, unchanged)
         case ENTRY_TYPES.file:
-          return unchanged === undefined ? await this.#saveFile(name, nameBytes, stat) : this.#reuse(unchanged, stat, nameBytes)
+          return unchanged === undefined ? await this.#saveFile(name, nameBytes, stat) : this.#reuse(unchanged)
         default: {
-          if (unchanged !== undefined) return this.#reuse(unchanged, stat, nameBytes)
+          if (unchanged !== undefined) return this.#reuse(unchanged)
           const entry = statEntry(nameBytes, type, stat, this.#xattrs(name))
           const saved = type !== ENTRY_TYPES.symlink ? entry
             : { ...entry, symlinkTarget: readlinkSync(this.#stack.path(name), { encoding: 'buffer' }) }
