@@ -81,14 +81,16 @@ export function encodeImageNode(level: number, chunkBytes: number, children: Ima
  *  @throws {RoostError} TREE_MALFORMED when it is not exactly a node of that place */
 export function decodeImageNode(bytes: Buffer, shape: ImageShape, level: number, start: number): ImageChildren {
   const node = decodeNode(bytes)
-  if (node.type !== (level === 0 ? NODE_TYPES.image : NODE_TYPES.imageIndex)) throw malformed(`node type ${node.type} is out of place`)
+  const type = level === 0 ? NODE_TYPES.image : NODE_TYPES.imageIndex
+  if (node.type !== type) throw malformed(`node type ${node.type} is out of place`)
   const input = new ByteReader(node.body, (problem, offset) => malformed(`${problem} (near byte ${offset} of its body)`))
   const version = input.u8('version')
   if (version !== VERSION) throw malformed(`version ${version} is unknown`)
   const actualLevel = input.u8('level')
   if (actualLevel !== level) throw malformed(`a node of level ${actualLevel} is where level ${level} belongs`)
   const chunkBytes = input.u32('chunk bytes')
-  if (chunkBytes !== shape.chunkBytes) throw malformed(`a node over chunks of ${chunkBytes} bytes is among ${shape.chunkBytes}`)
+  if (chunkBytes !== shape.chunkBytes)
+    throw malformed(`a node over chunks of ${chunkBytes} bytes is among ${shape.chunkBytes}`)
   const present = input.bytes(PRESENT_BYTES, 'present')
   input.expectEnd('the body')
 

@@ -29,7 +29,8 @@ export class ImageTreeWriter {
     this.#rootLevel = rootLevel(shape)
   }
 
-  /** The chunk of a slot; undefined for zeroes. Slots ascend; those left out are zeroes. Await the result where it is a promise. */
+  /** The chunk of a slot; undefined for zeroes. Slots ascend; those left out are zeroes. Await the result where it is
+   *  a promise. */
   add(slot: number, id: ChunkId | undefined): void | Promise<void> {
     assert(slot >= this.#next && slot < slotCount(this.shape), 'slots ascend and are within the image')
     this.#next = slot + 1

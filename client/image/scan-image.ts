@@ -32,6 +32,8 @@ export interface ImageConfig {
 
 /** Bytes between two looks at the outside world (messages, cancellation). */
 const TURN_EVERY_BYTES = 32 * MiB
+/** Entries of the parent's root among which the image is looked for: there is one. */
+const IMAGES_LOOKED_AT_MAX = 1_000
 const ZEROES = Buffer.alloc(64 * KiB)
 
 /** @throws {RoostError} REQUEST_MALFORMED when the path is neither file nor block device, or the chunk size is out of bounds;
@@ -39,7 +41,8 @@ const ZEROES = Buffer.alloc(64 * KiB)
 export async function scanImage(config: ImageConfig, context: ScanContext, parameters: ChunkerParameters): Promise<ScanResult> {
   const path = typeof config.path === 'string' ? Buffer.from(config.path) : asBuffer(config.path)
   const name = config.name === undefined ? lastPart(path) : Buffer.from(config.name)
-  if (!isEntryName(name)) throw new RoostError('REQUEST_MALFORMED', 'The name of an image must be a file name of 1 to 255 bytes.')
+  if (!isEntryName(name))
+    throw new RoostError('REQUEST_MALFORMED', 'The name of an image must be a file name of 1 to 255 bytes.')
   context.at(path.toString())
   const fd = openSync(path, constants.O_RDONLY)
   try {
@@ -92,15 +95,18 @@ function entryOf(fd: number, name: Buffer, stat: BigIntStats, content: ImageCont
 interface ParentImage { readonly content: ImageContent; readonly tree: ImageTreeReader; readonly directoryNodes: NodesByPlace }
 
 /** The image of this name in the parent, or the only one there is (it was renamed). */
-async function openParent(context: ScanContext, name: Buffer, chunkBytes: number | undefined): Promise<ParentImage | undefined> {
+async function openParent(
+  context: ScanContext, name: Buffer, chunkBytes: number | undefined,
+): Promise<ParentImage | undefined> {
   if (context.parent === undefined) return undefined
   const { root, nodes } = context.parent
   try {
     const directory = new DirectoryReader(nodes, root)
     const images: { name: Buffer; content: ImageContent }[] = []
     for await (const entry of directory.entries()) {
-      if (entry.type === ENTRY_TYPES.image && entry.content?.kind === 'image') images.push({ name: entry.name, content: entry.content })
-      if (images.length > 1_000) break
+      const { name: entryName, type, content } = entry
+      if (type === ENTRY_TYPES.image && content?.kind === 'image') images.push({ name: entryName, content })
+      if (images.length >= IMAGES_LOOKED_AT_MAX) break
     }
     const found = images.find((image) => image.name.equals(name)) ?? (images.length === 1 ? images[0] : undefined)
     if (found === undefined || (chunkBytes !== undefined && chunkBytes !== found.content.chunkBytes)) return undefined
@@ -121,6 +127,7 @@ class ImageScan {
   readonly #writer: ImageTreeWriter
   #parent: ImageTreeReader | undefined
   #sinceTurnBytes = 0
+  #passedBytes = 0
   /** The image ended before its length: the rest is taken as zeroes. */
   isCutShort = false
 
@@ -190,7 +197,6 @@ class ImageScan {
     counters.sourceBytes += passed - this.#passedBytes
     this.#passedBytes = passed
   }
-  #passedBytes = 0
   async #turnSometimes(bytes: number): Promise<void> {
     this.context.signal.throwIfAborted()
     this.#sinceTurnBytes += bytes

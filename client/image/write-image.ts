@@ -28,8 +28,8 @@ const ZEROES = Buffer.alloc(1 * MiB)
 
 /** Resolves when the image is on stable storage. A file's former content is gone and its length is the image's; a device keeps
  *  what it has past the image. If it rejects, the target holds an unusable part.
- *  @throws {RoostError} LIMIT_EXCEEDED when the device is smaller than the image (nothing is written then); REQUEST_MALFORMED when
- *  the target is neither file nor block device; errno exceptions */
+ *  @throws {RoostError} LIMIT_EXCEEDED when the device is smaller than the image (nothing is written then);
+ *  REQUEST_MALFORMED when the target is neither file nor block device; errno exceptions */
 export async function writeImage(options: WriteImageOptions): Promise<void> {
   const { fd, imageBytes, pieces, signal } = options
   const stat = fstatSync(fd)

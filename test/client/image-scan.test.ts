@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, symlinkSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -223,3 +224,27 @@ test('writing over an existing file leaves nothing of it; a piece outside the im
   await write({ offset: 50, length: 50, bytes: Buffer.alloc(50, 7) }, { offset: 0, length: 50, bytes: undefined })
   assert.equal(statSync(target).size, 100)
 })
+
+test('a block device is backed up, and is restored onto with its holes zeroed; a smaller one is refused', async (t) => {
+  const source = loopDevice(t, imageFile(t, 8 * MiB, [{ at: MiB, bytes: CHUNK, fill: 4 }]))
+  if (source === undefined) return t.skip('needs root and loop devices')
+  const scanned = await scan({ path: source })
+  assert.equal(scanned.content.bytes, 8 * MiB)
+  assert.equal(scanned.sink.taken.dataChunks, 1)
+  const target = loopDevice(t, imageFile(t, 9 * MiB, [{ at: 0, bytes: 9 * MiB, fill: 0xee }]))!
+  await restore(t, scanned, target)
+  const [wanted, got] = [readFileSync(source), readFileSync(target)]
+  assert.ok(got.subarray(0, 8 * MiB).equals(wanted))
+  assert.ok(got.subarray(8 * MiB).every((byte) => byte === 0xee), 'what is past the image stays')
+  const small = loopDevice(t, imageFile(t, 4 * MiB, []))!
+  await assert.rejects(restore(t, scanned, small), (error) => hasCode(error, 'LIMIT_EXCEEDED'))
+})
+function loopDevice(t: TestContext, path: string): string | undefined {
+  try {
+    const device = execFileSync('losetup', ['-f', '--show', path], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim()
+    t.after(() => { execFileSync('losetup', ['-d', device]) })
+    return device
+  } catch {
+    return undefined // not root, no loop devices, or no losetup: the caller skips
+  }
+}
