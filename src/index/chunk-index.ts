@@ -6,9 +6,11 @@
  *   1. A method resolves when its effect is visible to every later call; those marked *durable* also survive a power cut.
  *   2. addPack never replaces an id's existing live location (first writer wins); the loser's entries are simply dead.
  *   3. pinPresent looks and pins in one transaction: no collector can condemn between the two.
- *   4. All writes of a session check, in the same transaction, that the session is open, else SESSION_LOST.
+ *   4. All writes of a session check, in the same transaction, that the session is open, else SESSION_LOST. (A pack is not
+ *     a session's: addPack passes over the pins of sessions that have closed.)
  *   5. Pins are bits: (session, pack number, entry number). `pinned` = proven or pushed in this session;
  *      `inherited` = listed by a node that the session read from its snapshot (implies pinned).
+ *   6. A pin on a dead entry (its id is live elsewhere) covers the live entry too, whichever of pin and pack came first.
  */
 import type { ChunkKind, PackId, PackNumber, SessionId, SnapshotId } from '../core/ids.js'
 
