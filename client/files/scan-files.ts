@@ -9,7 +9,7 @@ import { getSystemErrorMap } from 'node:util'
 import { isErrno } from '../../src/core/errors.js'
 import type { ChunkId } from '../../src/core/ids.js'
 import type { ChunkerParameters } from '../../src/core/messages.js'
-import { fgetxattrs, groupName, lgetxattrs, userName } from '../native/posix.js'
+import { fgetxattrs, lgetxattrs } from '../native/posix.js'
 import { DirectoryWriter } from '../tree/directory-writer.js'
 import { ENTRY_TYPES, type Content, type Entry, type EntryType, type Xattr } from '../tree/entry.js'
 import { CONTENT_BYTES_MAX, NAME_BYTES_MAX, XATTR_BYTES_MAX } from '../tree/entry-codec.js'
@@ -20,7 +20,7 @@ import { FileReader } from './file-reader.js'
 import { LinkedFiles } from './linked-files.js'
 import { ParentTree, type ParentDirectory } from './parent-tree.js'
 import { planPaths, type PathPlan } from './source-paths.js'
-import { entryType, isUnchanged, statEntry } from './stat-entry.js'
+import { entryType, isUnchanged, ownerGroup, ownerName, statEntry } from './stat-entry.js'
 
 /** Plain values: it is cloned into the scanning thread. */
 export interface FilesConfig {
@@ -145,8 +145,8 @@ class FileScan implements Disposable {
       counters.filesUnchanged++
       counters.sourceBytes += before.content!.bytes
     } else counters.others++
-    const user = userName(before.uid) // an account may have been renamed
-    const group = groupName(before.gid)
+    const user = ownerName(before.uid) // an account may have been renamed
+    const group = ownerGroup(before.gid)
     return user === before.user && group === before.group ? before : { ...before, user, group }
   }
   async #saveChanged(name: string, nameBytes: Buffer, type: EntryType, stat: BigIntStats, plan: PathPlan | undefined,

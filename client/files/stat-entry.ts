@@ -1,7 +1,7 @@
 /** What lstat tells, as an entry. */
 import type { BigIntStats } from 'node:fs'
 import { ENTRY_TYPES, type Entry, type EntryType, type Xattr } from '../tree/entry.js'
-import { TIME_SECONDS_MAX } from '../tree/entry-codec.js'
+import { NAME_BYTES_MAX, TIME_SECONDS_MAX } from '../tree/entry-codec.js'
 import { deviceMajor, deviceMinor, groupName, userName } from '../native/posix.js'
 
 const S_IFMT = 0o170000
@@ -20,12 +20,17 @@ export function statEntry(name: Buffer, type: EntryType, stat: BigIntStats, xatt
   const gid = Number(stat.gid)
   const isDevice = type === ENTRY_TYPES.characterDevice || type === ENTRY_TYPES.blockDevice
   return {
-    name, type, mode: Number(stat.mode) & 0o7777, uid, gid, user: userName(uid), group: groupName(gid),
+    name, type, mode: Number(stat.mode) & 0o7777, uid, gid, user: ownerName(uid), group: ownerGroup(gid),
     mtimeNs: clampTime(stat.mtimeNs), ctimeNs: clampTime(stat.ctimeNs), inode: stat.ino, device: stat.dev,
     linkCount: Math.min(Number(stat.nlink), 0xffff_ffff), xattrs,
     ...(isDevice ? { deviceMajor: deviceMajor(stat.rdev), deviceMinor: deviceMinor(stat.rdev) } : undefined),
   }
 }
+
+/** '' where the host knows none, or none that an entry can hold. */
+export const ownerName = (uid: number): string => fitting(userName(uid))
+export const ownerGroup = (gid: number): string => fitting(groupName(gid))
+function fitting(name: string): string { return Buffer.byteLength(name) <= NAME_BYTES_MAX ? name : '' }
 
 /** True when nothing that a backup saves can have changed since `former` was saved: ctime moves with every change of content
  *  or metadata, and cannot be set. `racyFromNs`: what was touched at or after it may have changed again within the same tick

@@ -170,11 +170,14 @@ function readXattrs(input: ByteReader): readonly Xattr[] {
   if (count === 0) return NO_XATTRS
   const xattrs: Xattr[] = []
   let last: Buffer | undefined
+  let bytes = 0
   for (let i = 0; i < count; i++) {
     const name = input.bytes(input.varint('xattr name length', NAME_BYTES_MAX), 'xattr name')
     const value = input.bytes(input.varint('xattr value length', XATTR_BYTES_MAX), 'xattr value')
     if (name.byteLength === 0 || name.includes(0)) throw input.fail('an xattr name is empty or holds NUL', at)
     if (last !== undefined && last.compare(name) >= 0) throw input.fail('xattrs are out of order', at)
+    bytes += name.byteLength + value.byteLength
+    if (bytes > XATTR_BYTES_MAX) throw input.fail(`xattrs are over ${XATTR_BYTES_MAX} bytes`, at)
     last = name
     xattrs.push({ name, value })
   }

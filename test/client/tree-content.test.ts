@@ -48,6 +48,16 @@ test('any run of chunks and holes comes back at its offsets, adjoining holes as 
   }), { numRuns: 40 })
 })
 
+test('the examples of docs/formats/content-list-v1.md read as it says', () => {
+  const id = (byte: number): ChunkId => Buffer.alloc(32, byte) as ChunkId
+  const list = `524e010301000000${'01' + 'aa'.repeat(32)}0102${'0a'}818001`
+  assert.deepEqual(decodeListNode(Buffer.from(list, 'hex')),
+    { level: 0, extents: [{ bytes: 5, id: id(0xaa) }, { bytes: 8_192, id: undefined }] })
+  const index = `524e010402000000${'02' + 'bb'.repeat(32)}${'02' + 'cc'.repeat(32)}010102${'8540'}07`
+  assert.deepEqual(decodeListNode(Buffer.from(index, 'hex')),
+    { level: 1, children: [{ bytes: 8_197, id: id(0xbb) }, { bytes: 7, id: id(0xcc) }] })
+})
+
 test('a list of 300 000 chunks has several levels and reads back whole', async () => {
   const sink = new MemorySink()
   const pieces = chunks(300_000)

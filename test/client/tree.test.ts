@@ -38,6 +38,26 @@ test('every field of every kind of entry comes back as it was', () => {
   }), { numRuns: 300 })
 })
 
+test('the example of docs/formats/directory-v1.md is what is written and read', () => {
+  const common = {
+    mode: 0o644, uid: 1000, gid: 100, user: 'ada', group: '', mtimeNs: 1_700_000_000_123_456_789n, ctimeNs: -1n, inode: 4711n,
+    device: 2049n, linkCount: 1, xattrs: [],
+  }
+  const id = (byte: number): ChunkId => Buffer.alloc(32, byte) as ChunkId
+  const extents = [{ bytes: 5, id: id(0xaa) }, { bytes: 8_192, id: undefined }]
+  const entries: Entry[] = [
+    { ...common, name: Buffer.from('a'), type: ENTRY_TYPES.file, xattrs: [{ name: Buffer.from('user.x'), value: Buffer.of(255) }],
+      content: { kind: 'extents', bytes: 8_197, extents } },
+    { ...common, name: Buffer.from('b'), type: ENTRY_TYPES.directory, mode: 0o755, subtree: id(0xbb) },
+    { ...common, name: Buffer.of(255), type: ENTRY_TYPES.symlink, mode: 0o777, symlinkTarget: Buffer.from('a') },
+  ]
+  const owner = 'e807640100' + '80c49fd50c15cd5b07' + '01ffc99a3b' + '6712000000000000' + '0001'
+  const hex = '524e010102000000' + `01${'aa'.repeat(32)}` + `02${'bb'.repeat(32)}` + '01' + '0103616461' + '010108000000000000' + '03' +
+    `016101a401${owner}` + '0106757365722e7801ff' + '018540020a818001' + `016202ed01${owner}00` + `01ff03ff01${owner}00` + '0161'
+  assert.equal(encodeLeaf(entries).toString('hex'), hex)
+  assert.deepEqual(decodeLeaf(Buffer.from(hex, 'hex')), entries)
+})
+
 test('equal entries make equal bytes', () => {
   fc.assert(fc.property(anyEntries(6), (entries) => {
     assert.deepEqual(encodeLeaf(entries), encodeLeaf(decodeLeaf(encodeLeaf(entries))))
