@@ -1,4 +1,5 @@
-/** Messages between the main thread and the scanning thread. Buffers are transferred, never copied; counters are shared memory. */
+/** Messages between the main thread and the scanning thread. Nothing large is copied: arenas and counters are shared memory (an
+ *  arena belongs to whoever was sent it last), the rest is transferred. */
 import type { ChunkerParameters } from '../src/core/messages.js'
 import type { PlainError } from './client-errors.js'
 import type { SourceConfig } from './scan-source.js'
@@ -18,7 +19,7 @@ export interface ScanJob {
 }
 
 export type FromScanner =
-  | { readonly type: 'arena'; readonly use: ArenaUse; readonly buffer: ArrayBuffer; readonly count: number }
+  | { readonly type: 'arena'; readonly use: ArenaUse; readonly buffer: SharedArrayBuffer; readonly count: number }
   /** Bodies of nodes of the parent, please; `ids` are packed. */
   | { readonly type: 'read'; readonly request: number; readonly ids: ArrayBuffer }
   | { readonly type: 'problem'; readonly problem: SourceProblem }
@@ -27,7 +28,7 @@ export type FromScanner =
   | { readonly type: 'failed'; readonly error: PlainError }
 
 export type ToScanner =
-  | { readonly type: 'arena'; readonly use: ArenaUse; readonly buffer: ArrayBuffer }
+  | { readonly type: 'arena'; readonly use: ArenaUse; readonly buffer: SharedArrayBuffer }
   | { readonly type: 'nodes'; readonly request: number; readonly bytes: ArrayBuffer; readonly lengths: readonly number[] }
   | { readonly type: 'read-failed'; readonly request: number; readonly error: PlainError }
   | { readonly type: 'abort'; readonly error: PlainError }

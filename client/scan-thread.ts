@@ -70,7 +70,7 @@ class MainLink implements ArenaSupply, NodeSource {
     return arena ?? await new Promise<Arena>((resolve, reject) => this.#waiting[use].push({ resolve, reject }))
   }
   send(arena: Arena): void {
-    this.post({ type: 'arena', use: arena.use, buffer: arena.buffer, count: arena.count }, [arena.buffer])
+    this.post({ type: 'arena', use: arena.use, buffer: arena.buffer, count: arena.count })
   }
 
   async readNodes(ids: readonly ChunkId[]): Promise<Buffer[]> {

@@ -113,7 +113,7 @@ class RunningScanner implements Scanner {
     await this.deps.onArena(arena)
     this.#arenasOut--
     if (this.#isOver) return
-    this.#post({ type: 'arena', use: arena.use, buffer: arena.buffer }, [arena.buffer])
+    this.#post({ type: 'arena', use: arena.use, buffer: arena.buffer })
     this.#finishIfDone()
   }
   async #read(request: number, ids: Buffer): Promise<void> {

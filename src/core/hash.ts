@@ -6,9 +6,13 @@ import { asBuffer } from './bytes.js'
 import { loadKeyedBlake3 } from './native-blake3.js'
 
 /** 48 bytes: chunk id (32) then proof (16), one extended keyed BLAKE3 output.
- *  Shape: a fresh buffer. `bytes` must not be backed by a SharedArrayBuffer (the native module crashes on those). */
+ *  Shape: a fresh buffer. `bytes` may be backed by a SharedArrayBuffer (here only: the other functions must not be given one). */
 export function hashChunk(dedupKey: Buffer, bytes: Uint8Array): Buffer {
-  if (direct === undefined) return asBuffer(keyedHash(dedupKey, asBuffer(bytes), { length: ID_PROOF_BYTES }))
+  if (direct === undefined) {
+    // The package's native module aborts the process when given shared memory.
+    const own = bytes.buffer instanceof SharedArrayBuffer ? Buffer.from(bytes) : asBuffer(bytes)
+    return asBuffer(keyedHash(dedupKey, own, { length: ID_PROOF_BYTES }))
+  }
   assert(dedupKey.byteLength === 32, 'a BLAKE3 key has 32 bytes')
   const idProof = Buffer.allocUnsafe(ID_PROOF_BYTES)
   direct(dedupKey, bytes, idProof)
@@ -20,7 +24,9 @@ function provenDirect(): ReturnType<typeof loadKeyedBlake3> {
   const candidate = loadKeyedBlake3()
   if (candidate === undefined) return undefined
   const key = Buffer.alloc(32, 0x5a), sample = Buffer.alloc(5_000, 'roost'), out = Buffer.alloc(ID_PROOF_BYTES)
-  candidate(key, sample, out)
+  const shared = Buffer.from(new SharedArrayBuffer(sample.byteLength))
+  shared.set(sample)
+  candidate(key, shared, out)
   return out.equals(asBuffer(keyedHash(key, sample, { length: ID_PROOF_BYTES }))) ? candidate : undefined
 }
 export const idOf = (idProof: Buffer): Buffer => idProof.subarray(0, CHUNK_ID_BYTES)

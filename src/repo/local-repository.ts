@@ -1,5 +1,6 @@
 /** The Repository of one process: hands each call to its use case. No algorithm lives here. */
 import { parseSnapshotId, type SessionId, type SnapshotId } from '../core/ids.js'
+import { Mutex } from '../core/concurrency.js'
 import { RoostError } from '../core/errors.js'
 import type {
   AddKeySlotRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
@@ -25,6 +26,8 @@ export class LocalRepository implements Repository {
   readonly #putter: ChunkPutter
   readonly #masterKey: Buffer
   readonly #keyfile: string
+  /** One at a time: two removals could each leave "the other slot". */
+  readonly #keyChanges = new Mutex()
   #complete = true
   #rebuilding = false
   #closed: Promise<void> | undefined
@@ -102,8 +105,8 @@ export class LocalRepository implements Repository {
 
   listKeySlots(): Promise<KeySlotInfo[]> { return listKeySlots(this.#parts) }
   addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo> { return addKeySlot(this.#parts, this.#masterKey, request) }
-  removeKeySlot(slotId: string): Promise<void> { return removeKeySlot(this.#parts, slotId, this.#keyfile) }
-  rotateKeyfile(): Promise<KeySlotInfo> { return rotateKeyfile(this.#parts, this.#masterKey, this.#keyfile) }
+  removeKeySlot(slotId: string): Promise<void> { return this.#keyChanges.run(() => removeKeySlot(this.#parts, slotId, this.#keyfile)) }
+  rotateKeyfile(): Promise<KeySlotInfo> { return this.#keyChanges.run(() => rotateKeyfile(this.#parts, this.#masterKey, this.#keyfile)) }
 
   close(): Promise<void> {
     return this.#closed ??= this.#close()

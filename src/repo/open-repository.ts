@@ -6,7 +6,7 @@
 import { mkdir, readFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../core/clock.js'
-import { isErrno, RoostError } from '../core/errors.js'
+import { hasCode, isErrno, RoostError } from '../core/errors.js'
 import { parseRepositoryId, type RepositoryId } from '../core/ids.js'
 import type { AttachRepositoryRequest, CreateRepositoryRequest } from '../core/messages.js'
 import type { Random } from '../core/random.js'
@@ -16,13 +16,14 @@ import type { FileEffects } from '../store/file-effects.js'
 import type { ObjectStore } from '../store/object-store.js'
 import { replaceFile } from '../store/replace-file.js'
 import { openStore } from '../store/open-store.js'
-import { addKeyfileSlot, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
+import { addKeyfileSlot, KEYFILE_BYTES, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
+import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
 import { LocalRepository } from './local-repository.js'
 import { PackIntake } from './pack-intake.js'
 import { PackReader } from './pack-reader.js'
 import { PackUploads } from './pack-uploads.js'
 import { recoverRepository } from './recover.js'
-import { CHUNKER_DEFAULTS, isChunker, readRepositoryHeader, verifyRepositoryHeader, writeRepositoryHeader, type RepositoryHeader } from './repository-header.js'
+import { CHUNKER_DEFAULTS, isChunker, readRepositoryHeader, targetTaken, verifyRepositoryHeader, writeRepositoryHeader, type RepositoryHeader } from './repository-header.js'
 import { createMasterKey, deriveRepositoryKeys } from './repository-keys.js'
 import type { RepositoryEvent, RepositoryParts } from './repository-parts.js'
 import type { SealPool } from './seal-pool.js'
@@ -46,8 +47,8 @@ const CONFIG_NAME = 'repository.json'
 const KEYFILE_NAME = 'keyfile'
 const INDEX_FORMAT = 1
 
-/** Lays a new repository on its target and its local folder. Order: header and key slot on the target before the local folder points at
- *  them; dying in between leaves a target that `attach` refuses (no slot) or a local folder that is made again.
+/** Lays a new repository on its target and its local folder. Order: keyfile, key slot, header (from here it exists), local description.
+ *  Dying in between and asking again finishes the job; nothing that could be somebody's repository is ever overwritten.
  *  @throws {RoostError} REPOSITORY_EXISTS; REQUEST_MALFORMED; what the target throws */
 export async function createRepository(directory: string, request: CreateRepositoryRequest, deps: OpenRepositoryDeps): Promise<void> {
   const chunker = { ...CHUNKER_DEFAULTS, ...request.chunker }
@@ -57,20 +58,46 @@ export async function createRepository(directory: string, request: CreateReposit
   await mkdir(directory, { recursive: true, mode: 0o700 })
   const store = await openTarget(target, true, deps)
   try {
-    const masterKey = createMasterKey(deps.random)
-    const header: RepositoryHeader = { format: 1, repositoryId: parseRepositoryId(deps.random.bytes(16).toString('hex')), mode: 'server',
-      createdAtMs: deps.clock.now(), chunker }
-    const keyfile = deps.random.bytes(32)
-    await writeRepositoryHeader(store, header, masterKey)
-    await writeKeyfile(join(directory, KEYFILE_NAME), keyfile, deps.effects)
-    await addKeyfileSlot(store, masterKey, keyfile, { label: 'server keyfile', clock: deps.clock, random: deps.random })
-    const index = await openIndexOf(directory, header.repositoryId, deps)
+    const repositoryId = await unfinishedCreate(store, directory) ?? await layRepository(store, directory, chunker, deps)
+    // Without its description this folder is nobody's: an index in it is a leftover of a create that died.
+    await rm(join(directory, 'index'), { recursive: true, force: true })
+    const index = await openIndexOf(directory, repositoryId, deps)
     await index.setComplete(true)
     await index.close()
-    await writeConfig(directory, { format: 1, name: request.name, repositoryId: header.repositoryId, target }, deps)
+    await writeConfig(directory, { format: 1, name: request.name, repositoryId, target }, deps)
   } finally {
     await store.close()
   }
+}
+async function layRepository(store: ObjectStore, directory: string, chunker: RepositoryHeader['chunker'], deps: OpenRepositoryDeps): Promise<RepositoryId> {
+  await refuseOrphans(store)
+  for await (const { key } of store.list(KEY_SLOT_PREFIX)) await store.delete(key)
+  const masterKey = createMasterKey(deps.random)
+  const keyfile = deps.random.bytes(KEYFILE_BYTES)
+  await writeKeyfile(join(directory, KEYFILE_NAME), keyfile, deps.effects)
+  await addKeyfileSlot(store, masterKey, keyfile, { label: 'server keyfile', clock: deps.clock, random: deps.random })
+  const repositoryId = parseRepositoryId(deps.random.bytes(16).toString('hex'))
+  await writeRepositoryHeader(store, { format: 1, repositoryId, mode: 'server', createdAtMs: deps.clock.now(), chunker }, masterKey)
+  return repositoryId
+}
+/** Packs or snapshots without a header are a damaged repository, not a free place: their key slots must survive. */
+async function refuseOrphans(store: ObjectStore): Promise<void> {
+  for (const prefix of [PACK_PREFIX, SNAPSHOT_PREFIX])
+    for await (const { key } of store.list(prefix))
+      throw new RoostError('REPOSITORY_CORRUPT', `The target ${store.description} holds packs or snapshots but no repository header; restore ${HEADER_KEY} or choose another target.`, { key })
+}
+/** The id of an empty repository that a create laid and did not live to describe: its keyfile is here. */
+async function unfinishedCreate(store: ObjectStore, directory: string): Promise<RepositoryId | undefined> {
+  if (await store.head(HEADER_KEY) === undefined) return undefined
+  const { header, mac } = await readRepositoryHeader(store)
+  try {
+    verifyRepositoryHeader(header, mac, await unlockMasterKey(store, { keyfile: await readKeyfile(join(directory, KEYFILE_NAME)) }))
+  } catch (error) {
+    if (hasCode(error, 'KEY_UNLOCK_FAILED')) throw targetTaken(store)
+    throw error
+  }
+  for (const prefix of [PACK_PREFIX, SNAPSHOT_PREFIX]) for await (const object of store.list(prefix)) { void object; throw targetTaken(store) }
+  return header.repositoryId
 }
 
 /** Makes a local folder for a repository that is on its target already: after the loss of a server, or on a second one. The index is
@@ -82,7 +109,7 @@ export async function attachRepository(directory: string, request: AttachReposit
     const masterKey = await unlockMasterKey(store, secret)
     verifyRepositoryHeader(header, mac, masterKey)
     await mkdir(directory, { recursive: true, mode: 0o700 })
-    const keyfile = deps.random.bytes(32)
+    const keyfile = deps.random.bytes(KEYFILE_BYTES)
     await writeKeyfile(join(directory, KEYFILE_NAME), keyfile, deps.effects)
     await addKeyfileSlot(store, masterKey, keyfile, { label: 'server keyfile', clock: deps.clock, random: deps.random })
     await writeConfig(directory, { format: 1, name: request.name, repositoryId: header.repositoryId, target: request.target }, deps)

@@ -59,6 +59,7 @@ export class PackUploads {
     for (;;) {
       try {
         await store.put(packKey(pack.row.packId), packBody(pack), { signal })
+        await index.markPackStored(pack.row.packNumber)
         break
       } catch (error) {
         if (signal.aborted || isAbort(error)) return // it stays in the spool; the next start uploads it
@@ -68,7 +69,6 @@ export class PackUploads {
         if (signal.aborted) return
       }
     }
-    await index.markPackStored(pack.row.packNumber)
     this.lastFailure = undefined
     await effects.unlink(pack.file).catch((error: unknown) => {
       // Only space is lost: start-up finds the pack stored and deletes the file then.

@@ -79,8 +79,9 @@ export class RawConnection {
     })
   }
   get received(): string { return this.#received }
-  write(bytes: string | Uint8Array): Promise<void> {
-    return new Promise((resolve) => { this.#socket.write(bytes, () => { resolve() }) })
+  /** Resolves when the kernel has it all; with the error when the connection did not take it. */
+  write(bytes: string | Uint8Array): Promise<Error | undefined> {
+    return new Promise((resolve) => { this.#socket.write(bytes, (error) => { resolve(error ?? undefined) }) })
   }
   /** Says that nothing more comes, and still listens. */
   finish(): void { this.#socket.end() }

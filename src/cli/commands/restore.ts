@@ -1,0 +1,118 @@
+/** roost restore, roost dump: what was saved comes back, verified chunk by chunk. */
+import { findEntry, openSnapshot, type SnapshotChoice } from '../../../client/browse/open-snapshot.js'
+import type { RepositoryClient } from '../../../client/repository-client.js'
+import { dumpFile } from '../../../client/restore/dump-file.js'
+import type { RestoreEvents, RestoreReport } from '../../../client/restore/restore-report.js'
+import { runRestore, type RestoreDestination, type RestoreOptions } from '../../../client/restore/run-restore.js'
+import { ENTRY_TYPES } from '../../../client/tree/entry.js'
+import { argumentBytes } from '../argument-bytes.js'
+import { choiceOption, collect, does, withExamples, type Registry } from '../command.js'
+import type { CommandContext } from '../context.js'
+import { EXIT, UsageError, type ExitCode } from '../exit-codes.js'
+import { formatBytes, formatCount, formatDuration, printable } from '../format.js'
+import { requireSnapshotName, shortId, splitSnapshotPath } from '../snapshot-lookup.js'
+
+interface RestoreFlags {
+  readonly target?: string; readonly toFile?: string; readonly toDevice?: string; readonly include?: readonly string[]; readonly overwrite: string
+  readonly continueOnDamage?: boolean; readonly stopOnDamage?: boolean
+  /** False: --no-owner, --no-xattrs. */
+  readonly owner: boolean; readonly xattrs: boolean
+  readonly source?: string
+}
+const OVERWRITE = ['never', 'if-changed', 'always'] as const
+const WHICH = 'an id, the start of one (6 digits or more), or "latest"; after a colon, a path within it'
+
+export function registerRestore(registry: Registry): void {
+  does<RestoreFlags>(registry, withExamples(registry.program.command('restore').argument('<snapshot[:path]>', WHICH)
+    .description('bring files, an image or a dump back; every chunk is verified')
+    .option('--target <dir>', 'into this directory: the whole tree, or what is in PATH')
+    .option('--to-file <file>', 'one file or image into this file').option('--to-device <device>', 'one image over this block device')
+    .option('--include <path>', 'only this path (with all below) or glob; may be repeated', collect)
+    .addOption(choiceOption('--overwrite <when>', 'what to do with files that are there', OVERWRITE, 'never'))
+    .option('--continue-on-damage', 'keep damaged files, with zeroes where data is lost (default: leave them out)')
+    .option('--stop-on-damage', 'stop at the first damage')
+    .option('--no-owner', 'do not set owner and group').option('--no-xattrs', 'do not set extended attributes and ACLs')
+    .option('--source <name>', 'with "latest": of this source'),
+  ['roost restore latest --target /tmp/back', 'roost restore latest:/home/ann --target /tmp/ann',
+    "roost restore 3fa9c1d20b77 --target /tmp/back --include /etc/ssh --include '*.conf'", 'roost restore latest --source web1:root --to-device /dev/vg0/web1',
+    'roost restore 3fa9c1d20b77:/var/lib/db.img --to-file db.img']), async (context, flags, [which]) => {
+    const { snapshot, path } = splitSnapshotPath(which!)
+    const destination = destinationOf(flags)
+    const choice = snapshotChoice(context, snapshot, flags.source)
+    const { client } = context.repository({ isLong: true })
+    const scope = destination.kind === 'directory' && path !== undefined ? await scopeOf(context, client, choice, argumentBytes(path))
+      : { ...(path === undefined ? {} : { from: argumentBytes(path) }) }
+    const include = [...(scope.include ?? []), ...(flags.include ?? []).map(argumentBytes)]
+    const report = await runRestore(client, {
+      ...choice, ...scope, destination, include, overwrite: OVERWRITE.find((when) => when === flags.overwrite)!,
+      onDamage: flags.stopOnDamage === true ? 'stop' : flags.continueOnDamage === true ? 'keep' : 'skip',
+      owners: flags.owner ? 'numeric' : 'none', xattrs: flags.xattrs,
+    }, restoreEvents(context), context.signal, { clock: context.clock, random: context.random })
+    return tellReport(context, report)
+  })
+
+  does<{ readonly source?: string }>(registry, withExamples(registry.program.command('dump').argument('<snapshot[:path]>', WHICH)
+    .description('write one file or image to standard output').option('--source <name>', 'with "latest": of this source'),
+  ['roost dump latest:/etc/fstab', 'roost dump latest --source db1:shop.sql | psql shop']), async (context, flags, [which]) => {
+    const { snapshot, path } = splitSnapshotPath(which!)
+    const { client } = context.repository({ isLong: true })
+    await dumpFile(client, { ...snapshotChoice(context, snapshot, flags.source), ...(path === undefined ? {} : { path: argumentBytes(path) }) },
+      process.stdout, context.signal)
+  })
+}
+
+export function snapshotChoice(context: CommandContext, snapshot: string, source: string | undefined): SnapshotChoice {
+  requireSnapshotName(snapshot)
+  const verifyKey = context.settings.verifyKey()
+  return { snapshot, ...(source === undefined ? {} : { source }), ...(verifyKey === undefined ? {} : { verifyKey }) }
+}
+function destinationOf(flags: RestoreFlags): RestoreDestination {
+  const given = [flags.target, flags.toFile, flags.toDevice].filter((path) => path !== undefined)
+  if (given.length !== 1) throw new UsageError('Say where to: --target DIR, --to-file FILE or --to-device DEVICE (one of them).')
+  const path = argumentBytes(given[0]!)
+  if (path.length === 0) throw new UsageError('The destination is empty.')
+  if (flags.target === undefined && flags.include !== undefined) throw new UsageError('--include belongs to --target.')
+  return { kind: flags.target !== undefined ? 'directory' : flags.toFile !== undefined ? 'file' : 'device', path }
+}
+/** A directory's content goes into the target; anything else goes there under its own name. */
+async function scopeOf(context: CommandContext, client: RepositoryClient, choice: SnapshotChoice, path: Buffer): Promise<Pick<RestoreOptions, 'from' | 'include'>> {
+  const open = await openSnapshot(client, choice, { signal: context.signal })
+  try {
+    const entry = await findEntry(open, path)
+    if (entry === undefined || entry === 'root' || entry.type === ENTRY_TYPES.directory) return { from: path }
+    const end = path.lastIndexOf(0x2f)
+    return { from: path.subarray(0, Math.max(0, end)), include: [path] }
+  } finally {
+    await open.close()
+  }
+}
+
+function restoreEvents(context: CommandContext): RestoreEvents {
+  const { output } = context
+  let total: number | undefined
+  return {
+    started: (record, snapshotId) => {
+      total = record.statistics.sourceBytes
+      output.detail(`snapshot ${shortId(snapshotId)} of ${printable(record.source)}`)
+    },
+    problem: ({ path, reason, message }) => {
+      output.record({ type: 'problem', path: path.toString('utf8'), pathBytes: path.toString('base64'), reason, message })
+      output.warn(`${printable(path.toString('utf8'))}: ${reason}: ${printable(message)}`)
+    },
+    progress: (counters) => output.progress({
+      done: counters.bytesDone, total: total === undefined ? undefined : Math.max(total, counters.bytesDone), unit: 'bytes', at: '',
+      extra: `${formatCount(counters.files)} files${counters.problems > 0 ? `, ${counters.problems} problems` : ''}`,
+    }),
+  }
+}
+function tellReport(context: CommandContext, report: RestoreReport): ExitCode {
+  const { output } = context
+  output.endProgress()
+  output.record({ type: 'restored', ...report })
+  output.note(`restored ${formatCount(report.files)} files, ${formatCount(report.directories)} directories, ${formatCount(report.others)} others: ` +
+    `${formatBytes(report.bytesDone)} in ${formatDuration(report.durationMs)}`)
+  if (report.skipped > 0) output.note(`${formatCount(report.skipped)} were there already and stayed as they were (--overwrite says otherwise).`)
+  if (report.privilegesLacked) output.note('Not everything that belongs to root could be set: owners, devices or trusted attributes need root.')
+  if (report.problems > 0) output.warn(`${formatCount(report.problems)} problem${report.problems === 1 ? '' : 's'}; see above.`)
+  return report.problems > 0 ? EXIT.doneWithProblems : EXIT.done
+}

@@ -1,0 +1,122 @@
+/** A real repository (file target, real spool, real formats) whose every file effect and index transaction can be cut, and
+ *  which can be opened again after.
+ */
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { systemClock, type Clock } from '../../src/core/clock.js'
+import { FRAME_HEADER_BYTES, READ_FRAME_HEADER_BYTES, decodeReadFrameHeader, writeFrameHeader } from '../../src/core/frames.js'
+import { hashChunk } from '../../src/core/hash.js'
+import { CHUNK_KINDS, parseSessionId, type ChunkKind, type SessionId } from '../../src/core/ids.js'
+import type { CommitRequest, OpenSessionReply, SnapshotStatistics } from '../../src/core/messages.js'
+import { encodeNode, NODE_TYPES } from '../../src/core/node-format.js'
+import { systemRandom } from '../../src/core/random.js'
+import type { LocalRepository } from '../../src/repo/local-repository.js'
+import { createRepository, openRepository, type OpenRepositoryDeps } from '../../src/repo/open-repository.js'
+import type { RepositoryEvent } from '../../src/repo/repository-parts.js'
+import type { ObjectStore } from '../../src/store/object-store.js'
+import { cutEffects } from './cut-effects.js'
+import { cutIndex } from './cut-index.js'
+import { InlineSealPool } from './inline-seal-pool.js'
+
+/** A dead process must not wake up: no pause ever ends here, so no test waits for one. */
+const clock: Clock = { ...systemClock, sleep: () => new Promise(() => undefined) }
+
+const STATISTICS: SnapshotStatistics = { files: 1, directories: 1, others: 0, sourceBytes: 1, bytesRead: 1, chunksTotal: 3, chunksSent: 3, bytesSent: 1,
+  bytesOnWire: 1, errors: 0, durationMs: 1, cpuMs: 1 }
+export const never = new AbortController().signal
+
+export interface Chunk { readonly bytes: Buffer; readonly kind: ChunkKind }
+/** Two data chunks under one root: the smallest tree that has every kind of part. */
+export interface Tree { readonly data: readonly Buffer[]; readonly root: Buffer }
+
+export interface World {
+  readonly directory: string
+  readonly effects: ReturnType<typeof cutEffects>
+  readonly index: ReturnType<typeof cutIndex>
+  readonly events: RepositoryEvent[]
+  isDead(): boolean
+  create(): Promise<void>
+  open(clean: boolean): Promise<LocalRepository>
+}
+export async function buildWorld(t: { after(work: () => Promise<void>): void }, wrapTarget?: (store: ObjectStore) => ObjectStore): Promise<World> {
+  const directory = await mkdtemp(join(tmpdir(), 'roost-world-'))
+  t.after(() => rm(directory, { recursive: true, force: true }))
+  const effects = cutEffects()
+  const index = cutIndex(effects)
+  const events: RepositoryEvent[] = []
+  const { openFileStore } = await import('../../src/store/file-store.js')
+  const depsFor = (clean: boolean): OpenRepositoryDeps => ({
+    pool: new InlineSealPool(effects), clock, random: systemRandom, effects, spoolBytesMax: 2 ** 30, commitWaitMs: 3_600_000, zstdLevel: 1,
+    report: (_name, event) => { events.push(event) },
+    openTarget: async (url, create) => {
+      const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random: systemRandom })
+      return wrapTarget?.(store) ?? store
+    },
+    openIndex: () => index.open(clean),
+  })
+  return { directory, effects, index, events, isDead: () => effects.isDead || index.isDead(),
+    create: () => createRepository(directory, { name: 'world' }, depsFor(true)),
+    open: async (clean) => {
+      const repository = await openRepository(directory, depsFor(clean))
+      await repository.loadState()
+      return repository
+    } }
+}
+
+export function frameBody(dedupKey: Buffer, chunks: readonly Chunk[]): { buffer: ArrayBuffer; bytes: number } {
+  const bytes = chunks.reduce((sum, chunk) => sum + FRAME_HEADER_BYTES + chunk.bytes.byteLength, 0)
+  const body = Buffer.from(new ArrayBuffer(bytes))
+  let at = 0
+  for (const { bytes: raw, kind } of chunks) {
+    writeFrameHeader(body, at, { rawBytes: raw.byteLength, wireBytes: raw.byteLength, kind, codec: 0 }, hashChunk(dedupKey, raw).subarray(0, 32))
+    body.set(raw, at + FRAME_HEADER_BYTES)
+    at += FRAME_HEADER_BYTES + raw.byteLength
+  }
+  return { buffer: body.buffer as ArrayBuffer, bytes }
+}
+export const dedupKeyOf = (reply: OpenSessionReply): Buffer => Buffer.from(reply.dedupKey, 'hex')
+
+export function buildTree(dedupKey: Buffer, data: readonly Buffer[]): Tree {
+  const refs = data.map((bytes) => ({ kind: CHUNK_KINDS.data, id: hashChunk(dedupKey, bytes).subarray(0, 32) }))
+  return { data, root: encodeNode(NODE_TYPES.directory, refs, Buffer.from('body')) }
+}
+export const chunksOf = (tree: Tree): Chunk[] =>
+  [...tree.data.map((bytes) => ({ bytes, kind: CHUNK_KINDS.data })), { bytes: tree.root, kind: CHUNK_KINDS.node }]
+export const commitRequest = (dedupKey: Buffer, tree: Tree): CommitRequest => ({ root: hashChunk(dedupKey, tree.root).toString('hex', 0, 32), host: 'h', user: 'u',
+  paths: ['/x'], tags: [], startedAtMs: 1, statistics: STATISTICS })
+
+export async function openPush(repository: LocalRepository, source = 's'): Promise<{ session: SessionId; key: Buffer; reply: OpenSessionReply }> {
+  const reply = await repository.openSession({ kind: 'push', source, mode: 'files', parent: 'latest' }, { tokenId: 't' })
+  return { session: parseSessionId(reply.sessionId), key: dedupKeyOf(reply), reply }
+}
+/** One whole push; the id of its snapshot. */
+export async function pushTree(repository: LocalRepository, data: readonly Buffer[]): Promise<string> {
+  const { session, key } = await openPush(repository)
+  const tree = buildTree(key, data)
+  await repository.putChunks(session, frameBody(key, chunksOf(tree)), never)
+  return (await repository.commit(session, commitRequest(key, tree), never)).snapshot.id
+}
+/** Status and bytes by place of request. */
+export async function readIds(repository: LocalRepository, session: SessionId, ids: Buffer): Promise<{ status: number; bytes: Buffer }[]> {
+  const found: { status: number; bytes: Buffer }[] = []
+  for await (const part of repository.readChunks(session, ids, never))
+    for (let at = 0; at < part.byteLength;) {
+      const head = decodeReadFrameHeader(part.subarray(at, at + READ_FRAME_HEADER_BYTES))
+      const bytes = part.subarray(at + READ_FRAME_HEADER_BYTES, at + READ_FRAME_HEADER_BYTES + head.wireBytes)
+      if (head.index !== 0xffff_ffff) found[head.index] = { status: head.status, bytes: Buffer.from(bytes) }
+      at += READ_FRAME_HEADER_BYTES + head.wireBytes
+    }
+  return found
+}
+/** Restores a snapshot that pushTree made: its data chunks in order. */
+export async function restoreTree(repository: LocalRepository, snapshot: string): Promise<Buffer[]> {
+  const reply = await repository.openSession({ kind: 'read', snapshot }, { tokenId: 't' })
+  const session = parseSessionId(reply.sessionId)
+  const record = JSON.parse(Buffer.from(reply.snapshot!.record, 'base64').toString('utf8')) as { root: string }
+  const [root] = await readIds(repository, session, Buffer.from(record.root, 'hex'))
+  const { decodeNode } = await import('../../src/core/node-format.js')
+  const chunks = await readIds(repository, session, decodeNode(root!.bytes).refs.ids())
+  await repository.closeSession(session)
+  return chunks.map((chunk) => chunk.bytes)
+}
