@@ -1,22 +1,30 @@
 /** BLAKE3: chunk ids with their proofs, subkeys, pack and snapshot names. The only importer of blake3. */
 import { createHash, deriveKey as blake3DeriveKey, hash as blake3Hash, keyedHash } from 'blake3'
-import { CHUNK_ID_BYTES, ID_PROOF_BYTES } from './ids.js'
+import { CHUNK_ID_BYTES, CHUNK_KINDS, ID_PROOF_BYTES, type ChunkKind } from './ids.js'
 import { assert } from './assert.js'
 import { asBuffer } from './bytes.js'
 import { loadKeyedBlake3 } from './native-blake3.js'
 
-/** 48 bytes: chunk id (32) then proof (16), one extended keyed BLAKE3 output.
+/** 48 bytes: chunk id (32) then proof (16), one extended keyed BLAKE3 output. Nodes are hashed under a key of their own, so that a file
+ *  whose bytes happen to be a node's never shares its id: a chunk has one kind.
  *  Shape: a fresh buffer. `bytes` may be backed by a SharedArrayBuffer (here only: the other functions must not be given one). */
-export function hashChunk(dedupKey: Buffer, bytes: Uint8Array): Buffer {
+export function hashChunk(dedupKey: Buffer, bytes: Uint8Array, kind: ChunkKind): Buffer {
+  const key = kind === CHUNK_KINDS.node ? nodeKeyOf(dedupKey) : dedupKey
   if (direct === undefined) {
     // The package's native module aborts the process when given shared memory.
     const own = bytes.buffer instanceof SharedArrayBuffer ? Buffer.from(bytes) : asBuffer(bytes)
-    return asBuffer(keyedHash(dedupKey, own, { length: ID_PROOF_BYTES }))
+    return asBuffer(keyedHash(key, own, { length: ID_PROOF_BYTES }))
   }
-  assert(dedupKey.byteLength === 32, 'a BLAKE3 key has 32 bytes')
+  assert(key.byteLength === 32, 'a BLAKE3 key has 32 bytes')
   const idProof = Buffer.allocUnsafe(ID_PROOF_BYTES)
-  direct(dedupKey, bytes, idProof)
+  direct(key, bytes, idProof)
   return idProof
+}
+const nodeKeys = new WeakMap<Buffer, Buffer>()
+function nodeKeyOf(dedupKey: Buffer): Buffer {
+  let key = nodeKeys.get(dedupKey)
+  if (key === undefined) nodeKeys.set(dedupKey, key = deriveKey('roost v1 node ids', dedupKey))
+  return key
 }
 const direct = provenDirect()
 /** The direct calls, if they are there and give what the package gives. */
