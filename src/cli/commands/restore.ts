@@ -1,7 +1,8 @@
 /** roost restore, roost dump: what was saved comes back, verified chunk by chunk. */
 import { findEntry, openSnapshot, type SnapshotChoice } from '../../../client/browse/open-snapshot.js'
+import { pathToJson, renderBytes } from '../../../client/browse/render-path.js'
 import type { RepositoryClient } from '../../../client/repository-client.js'
-import { dumpFile } from '../../../client/restore/dump-file.js'
+import { dumpFile } from '../../../client/restore/dump.js'
 import type { RestoreEvents, RestoreReport } from '../../../client/restore/restore-report.js'
 import { runRestore, type RestoreDestination, type RestoreOptions } from '../../../client/restore/run-restore.js'
 import { ENTRY_TYPES } from '../../../client/tree/entry.js'
@@ -96,8 +97,8 @@ function restoreEvents(context: CommandContext): RestoreEvents {
       output.detail(`snapshot ${shortId(snapshotId)} of ${printable(record.source)}`)
     },
     problem: ({ path, reason, message }) => {
-      output.record({ type: 'problem', path: path.toString('utf8'), pathBytes: path.toString('base64'), reason, message })
-      output.warn(`${printable(path.toString('utf8'))}: ${reason}: ${printable(message)}`)
+      output.record({ type: 'problem', ...pathToJson(path), reason, message })
+      output.warn(`${renderBytes(path)}: ${reason}: ${printable(message)}`)
     },
     progress: (counters) => output.progress({
       done: counters.bytesDone, total: total === undefined ? undefined : Math.max(total, counters.bytesDone), unit: 'bytes', at: '',
