@@ -33,7 +33,7 @@ export interface BackupOptions {
   readonly limitBytesPerSecond?: number
   /** 64 hex digits: refuse a repository that signs with another key. */
   readonly verifyKey?: string
-  /** Arenas (8 MiB each) on their way at once; one more is being filled. Default 4. */
+  /** Arenas (8 MiB each) on their way at once; one more is being filled. Default 2: more made no push faster. */
   readonly arenasInFlight?: number
   /** Passes over the source, at most. Default 8. */
   readonly passesMax?: number
@@ -62,8 +62,8 @@ export interface BackupReport {
   readonly exitCode: 0 | 3
 }
 
-const ARENAS_IN_FLIGHT = 4
-const NODE_ARENAS = 3
+const ARENAS_IN_FLIGHT = 2
+const NODE_ARENAS = 2
 const PASSES_MAX = 8
 const IDLE_TOUCH_MS = 60_000
 const CLOSE_MS = 2_000
