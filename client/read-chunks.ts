@@ -1,7 +1,7 @@
 /** Reads chunks and proves each by its id: what does not hash to the id that was asked for is never handed on as data. */
 import { hasCode, RoostError } from '../src/core/errors.js'
 import { hashChunk } from '../src/core/hash.js'
-import { CHUNK_ID_BYTES, formatChunkId, type SessionId } from '../src/core/ids.js'
+import { CHUNK_ID_BYTES, formatChunkId, type ChunkKind, type SessionId } from '../src/core/ids.js'
 import type { Call, RepositoryClient } from './repository-client.js'
 
 export type ChunkProblem = 'missing' | 'damaged' | 'not-readable'
@@ -17,10 +17,11 @@ export interface ReadableSession { readonly client: RepositoryClient; readonly s
 
 /** Every requested index exactly once, in the server's order. A stream that breaks off is continued with the ids that
  *  are still due.
- *  Shape: `ids` packed 32 bytes each, at most readIdsMax. Bytes may be views; copy what is kept.
+ *  Shape: all of one `kind` (data never passes for a node); `ids` packed 32 bytes each, at most readIdsMax. Bytes may be views; copy what is kept.
  *  @throws {RoostError} BODY_TRUNCATED when reading again brings nothing; FRAME_MALFORMED when the server repeats itself;
  *  and what the client throws */
-export async function* verifiedChunks(session: ReadableSession, ids: Buffer, call: Call = {}): AsyncGenerator<VerifiedChunk> {
+export async function* verifiedChunks(session: ReadableSession, ids: Buffer, kind: ChunkKind, call: Call = {}):
+  AsyncGenerator<VerifiedChunk> {
   const count = ids.byteLength / CHUNK_ID_BYTES
   let due = Uint32Array.from({ length: count }, (_, i) => i)
   const isDone = new Uint8Array(count)
@@ -35,7 +36,7 @@ export async function* verifiedChunks(session: ReadableSession, ids: Buffer, cal
         isDone[place] = 1
         came++
         yield bytes === undefined ? { index: place, bytes, problem: status === 'ok' ? 'missing' : status }
-          : verify(session.dedupKey, ids, place, bytes)
+          : verify(session.dedupKey, ids, place, bytes, kind)
       }
       if (came !== due.length) throw new RoostError('BODY_TRUNCATED', 'The reply lacks chunks that were asked for.')
     } catch (error) {
@@ -46,9 +47,9 @@ export async function* verifiedChunks(session: ReadableSession, ids: Buffer, cal
   }
 }
 
-function verify(dedupKey: Buffer, ids: Buffer, index: number, bytes: Buffer): VerifiedChunk {
+function verify(dedupKey: Buffer, ids: Buffer, index: number, bytes: Buffer, kind: ChunkKind): VerifiedChunk {
   const at = index * CHUNK_ID_BYTES
-  const isRight = hashChunk(dedupKey, bytes).compare(ids, at, at + CHUNK_ID_BYTES, 0, CHUNK_ID_BYTES) === 0
+  const isRight = hashChunk(dedupKey, bytes, kind).compare(ids, at, at + CHUNK_ID_BYTES, 0, CHUNK_ID_BYTES) === 0
   return isRight ? { index, bytes, problem: undefined } : { index, bytes: undefined, problem: 'damaged' }
 }
 function pickIds(ids: Buffer, places: Uint32Array): Buffer {

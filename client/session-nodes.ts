@@ -1,7 +1,7 @@
 /** Nodes of the snapshot that a session is bound to: requests made at the same time travel together, each node is proved
  *  by its id, and what was read lately is kept, up to a number of bytes.
  */
-import { CHUNK_ID_BYTES, chunkKey, type ChunkId, type ChunkKey } from '../src/core/ids.js'
+import { CHUNK_ID_BYTES, CHUNK_KINDS, chunkKey, type ChunkId, type ChunkKey } from '../src/core/ids.js'
 import { LIMITS, MiB } from '../src/core/limits.js'
 import { chunkError, verifiedChunks, type ReadableSession } from './read-chunks.js'
 import type { Call } from './repository-client.js'
@@ -70,7 +70,7 @@ export class SessionNodeSource implements NodeSource {
   async #readBatch(batch: readonly ChunkId[]): Promise<void> {
     const ids = Buffer.concat(batch, batch.length * CHUNK_ID_BYTES)
     try {
-      for await (const { index, bytes, problem } of verifiedChunks(this.session, ids, this.call)) {
+      for await (const { index, bytes, problem } of verifiedChunks(this.session, ids, CHUNK_KINDS.node, this.call)) {
         const key = chunkKey(ids, index * CHUNK_ID_BYTES)
         const waiters = this.#waiting.get(key) ?? []
         this.#waiting.delete(key)

@@ -5,7 +5,7 @@
  *  they are consumed as they arrive.
  */
 import { Semaphore } from '../../src/core/concurrency.js'
-import { CHUNK_ID_BYTES, chunkKey, type ChunkId, type ChunkKey } from '../../src/core/ids.js'
+import { CHUNK_ID_BYTES, CHUNK_KINDS, chunkKey, type ChunkId, type ChunkKey } from '../../src/core/ids.js'
 import { LIMITS, MiB } from '../../src/core/limits.js'
 import { verifiedChunks, type ChunkProblem, type ReadableSession } from '../read-chunks.js'
 
@@ -101,7 +101,7 @@ export class ChunkWindows {
   }
   async #read(window: ReadWindow): Promise<void> {
     const ids = window.ids.subarray(0, window.idCount * CHUNK_ID_BYTES)
-    for await (const { index, bytes, problem } of verifiedChunks(this.session, ids, { signal: this.signal })) {
+    for await (const { index, bytes, problem } of verifiedChunks(this.session, ids, CHUNK_KINDS.data, { signal: this.signal })) {
       if (this.#failure !== undefined) return
       for (let request = window.firsts[index]!; request >= 0; request = window.nexts[request]!) {
         const consumer = window.consumers[request]!

@@ -74,7 +74,7 @@ export class MemoryRepository implements RepositoryClient {
 
   /** Stores a chunk directly, as if it had been pushed. */
   put(bytes: Uint8Array, kind: ChunkKind): ChunkId {
-    const idProof = hashChunk(this.dedupKey, bytes)
+    const idProof = hashChunk(this.dedupKey, bytes, kind)
     const key = chunkKey(idProof)
     if (!this.chunks.has(key)) this.chunks.set(key, { kind, bytes: Buffer.from(bytes), proof: proofOf(idProof), lost: false })
     return chunkKeyToId(key)
@@ -161,7 +161,7 @@ export class MemoryRepository implements RepositoryClient {
     return verdicts
   }
   #take(session: Session, id: Buffer, bytes: Buffer, kind: ChunkKind): FrameVerdict {
-    const idProof = hashChunk(this.dedupKey, bytes)
+    const idProof = hashChunk(this.dedupKey, bytes, kind)
     if (!idOf(idProof).equals(id)) return FRAME_VERDICTS.digestMismatch
     const key = chunkKey(id)
     session.pinned.add(key)

@@ -2,7 +2,7 @@
 import { once } from 'node:events'
 import type { Writable } from 'node:stream'
 import { RoostError } from '../../src/core/errors.js'
-import { CHUNK_ID_BYTES, chunkKey, type ChunkId, type ChunkKey } from '../../src/core/ids.js'
+import { CHUNK_ID_BYTES, CHUNK_KINDS, chunkKey, type ChunkId, type ChunkKey } from '../../src/core/ids.js'
 import { LIMITS, MiB } from '../../src/core/limits.js'
 import { openSnapshot, type SnapshotChoice } from '../browse/open-snapshot.js'
 import { chunkError, verifiedChunks, type ReadableSession } from '../read-chunks.js'
@@ -67,7 +67,8 @@ async function nextBatch(session: ReadableSession, batches: AsyncGenerator<Place
   const ids = [...wanted.values()]
   const chunks = new Map<ChunkKey, Buffer>()
   if (ids.length > 0) {
-    for await (const { index, bytes, problem } of verifiedChunks(session, Buffer.concat(ids, ids.length * CHUNK_ID_BYTES), { signal })) {
+    const packed = Buffer.concat(ids, ids.length * CHUNK_ID_BYTES)
+    for await (const { index, bytes, problem } of verifiedChunks(session, packed, CHUNK_KINDS.data, { signal })) {
       if (bytes === undefined) throw chunkError(problem, ids[index]!)
       chunks.set(chunkKey(ids[index]!), bytes)
     }
