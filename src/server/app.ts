@@ -135,7 +135,10 @@ function answerBrokenRequest(this: FastifyInstance, error: Error & { code?: stri
   const { status, body } = toErrorReply(problem, 'none')
   this.log.debug({ code: body.code, parser: isErrno(error) ? error.code : undefined }, 'broken request')
   const text = JSON.stringify(body)
-  const head = [`HTTP/1.1 ${status} Refused`, 'content-type: application/json; charset=utf-8', `content-length: ${Buffer.byteLength(text)}`, 'connection: close']
-  if (socket.writable) socket.end(`${head.join('\r\n')}\r\n\r\n${text}`, () => { socket.destroy() })
+  const head = [
+    `HTTP/1.1 ${status} Refused`, 'content-type: application/json; charset=utf-8', `content-length: ${Buffer.byteLength(text)}`,
+    'connection: close',
+  ].join('\r\n')
+  if (socket.writable) socket.end(`${head}\r\n\r\n${text}`, () => { socket.destroy() })
   else socket.destroy()
 }

@@ -33,7 +33,10 @@ export interface Endpoint {
 
 export const ENDPOINTS = {
   health: { method: 'GET', path: ROUTES.health, summary: 'The process is alive.', access: 'public', status: 200, reply: REPLY_SCHEMAS.status },
-  ready: { method: 'GET', path: ROUTES.ready, summary: 'The server takes work; 503 while it drains.', access: 'public', status: 200, reply: REPLY_SCHEMAS.status },
+  ready: {
+    method: 'GET', path: ROUTES.ready, summary: 'The server takes work; 503 while it drains.', access: 'public', status: 200,
+    reply: REPLY_SCHEMAS.status,
+  },
   openapi: { method: 'GET', path: ROUTES.openapi, summary: 'This description.', access: 'public', status: 200, reply: REPLY_SCHEMAS.openapi },
 
   listRepositories: {
@@ -53,7 +56,10 @@ export const ENDPOINTS = {
     access: 'server-admin', json: REQUEST_SCHEMAS.attachRepository, status: 201, reply: REPLY_SCHEMAS.repositoryInfo, beginsWork: true,
   },
 
-  listTokens: { method: 'GET', path: ROUTES.tokens, summary: 'All tokens, without their secrets.', access: 'server-admin', status: 200, reply: REPLY_SCHEMAS.tokenList },
+  listTokens: {
+    method: 'GET', path: ROUTES.tokens, summary: 'All tokens, without their secrets.', access: 'server-admin', status: 200,
+    reply: REPLY_SCHEMAS.tokenList,
+  },
   createToken: {
     method: 'POST', path: ROUTES.tokens, summary: 'Makes a token; its secret is in this reply only.', access: 'server-admin',
     json: REQUEST_SCHEMAS.createToken, status: 201, reply: REPLY_SCHEMAS.createToken,
@@ -88,23 +94,38 @@ export const ENDPOINTS = {
     method: 'GET', path: ROUTES.snapshots, summary: 'Snapshots in order of commit.', access: 'list-snapshots', query: QUERY_SCHEMAS.snapshots,
     status: 200, reply: REPLY_SCHEMAS.snapshotPage,
   },
-  getSnapshot: { method: 'GET', path: ROUTES.snapshot, summary: 'One signed snapshot.', access: 'list-snapshots', status: 200, reply: REPLY_SCHEMAS.signedSnapshot },
+  getSnapshot: {
+    method: 'GET', path: ROUTES.snapshot, summary: 'One signed snapshot.', access: 'list-snapshots', status: 200,
+    reply: REPLY_SCHEMAS.signedSnapshot,
+  },
   deleteSnapshot: { method: 'DELETE', path: ROUTES.snapshot, summary: 'Deletes a snapshot record.', access: 'delete-snapshot', status: 204 },
 
-  stats: { method: 'GET', path: ROUTES.stats, summary: 'Counts and bytes of a repository.', access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.stats },
+  stats: {
+    method: 'GET', path: ROUTES.stats, summary: 'Counts and bytes of a repository.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.stats,
+  },
   check: {
     method: 'POST', path: ROUTES.check, summary: 'Verifies the repository; lines of events.', access: 'repository-admin', json: REQUEST_SCHEMAS.check,
     status: 200, reply: MEDIA.progress, beginsWork: true,
   },
-  rebuild: { method: 'POST', path: ROUTES.rebuild, summary: 'Makes the index anew from packs; lines of events.', access: 'repository-admin', status: 200, reply: MEDIA.progress, beginsWork: true },
+  rebuild: {
+    method: 'POST', path: ROUTES.rebuild, summary: 'Makes the index anew from packs; lines of events.', access: 'repository-admin',
+    status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
 
-  listKeySlots: { method: 'GET', path: ROUTES.keySlots, summary: 'Ways to unlock the repository.', access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.keySlotList },
+  listKeySlots: {
+    method: 'GET', path: ROUTES.keySlots, summary: 'Ways to unlock the repository.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.keySlotList,
+  },
   addKeySlot: {
     method: 'POST', path: ROUTES.keySlots, summary: 'Adds a passphrase or a recovery key.', access: 'repository-admin', json: REQUEST_SCHEMAS.addKeySlot,
     status: 201, reply: REPLY_SCHEMAS.keySlot,
   },
   removeKeySlot: { method: 'DELETE', path: ROUTES.keySlot, summary: 'Removes a key slot; never the last.', access: 'repository-admin', status: 204 },
-  rotateKeyfile: { method: 'POST', path: ROUTES.keyRotate, summary: "Replaces the server's keyfile.", access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.keySlot },
+  rotateKeyfile: {
+    method: 'POST', path: ROUTES.keyRotate, summary: "Replaces the server's keyfile.", access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.keySlot,
+  },
 } as const satisfies Record<string, Endpoint>
 
 export type EndpointName = keyof typeof ENDPOINTS

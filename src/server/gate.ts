@@ -8,7 +8,6 @@ import { assertNever } from '../core/assert.js'
 import { RoostError } from '../core/errors.js'
 import { parseSessionId, type SessionId } from '../core/ids.js'
 import { LIMITS } from '../core/limits.js'
-import type { SessionRow } from '../index/chunk-index.js'
 import type { RepositoryHost } from '../repo/repository-host-contract.js'
 import type { Repository } from '../repo/repository.js'
 import { authenticate, type FailureBrake } from './authenticate.js'
@@ -17,6 +16,8 @@ import type { Endpoint } from './endpoints.js'
 import { requireContentLength } from './raw-body.js'
 import type { RequestLifetimes } from './request-lifetimes.js'
 import type { Principal, TokenStore } from './token-store.js'
+
+type SessionRow = Awaited<ReturnType<Repository['requireSession']>>
 
 /** What the gate learned of a request; routes read it instead of headers. */
 export interface Passage {

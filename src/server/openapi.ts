@@ -33,8 +33,8 @@ export const openApiPath = (path: string): string => path.replace(/:([a-z]+)/g, 
 
 function describeOperation(name: string, endpoint: Endpoint): Record<string, unknown> {
   const parameters = [
-    ...Object.entries(parametersOf(endpoint.path)?.properties ?? {}).map(([at, schema]) => ({ name: at, in: 'path', required: true, schema })),
-    ...Object.entries((endpoint.query?.properties ?? {}) as Record<string, JsonSchema>).map(([at, schema]) => ({ name: at, in: 'query', required: false, schema })),
+    ...describeParameters('path', parametersOf(endpoint.path)?.properties),
+    ...describeParameters('query', endpoint.query?.properties as Record<string, JsonSchema> | undefined),
   ]
   return {
     operationId: name,
@@ -50,6 +50,9 @@ function describeOperation(name: string, endpoint: Endpoint): Record<string, unk
   }
 }
 
+function describeParameters(place: 'path' | 'query', properties: Readonly<Record<string, JsonSchema>> = {}): Record<string, unknown>[] {
+  return Object.entries(properties).map(([name, schema]) => ({ name, in: place, required: place === 'path', schema }))
+}
 function describeBody({ json, octets }: Endpoint): Record<string, unknown> {
   if (json !== undefined)
     return { requestBody: { required: true, description: `At most ${LIMITS.jsonBytesMax} bytes.`, content: { 'application/json': { schema: json } } } }

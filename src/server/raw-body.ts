@@ -21,6 +21,9 @@ export const PACE = Object.freeze({
 
 export interface Watch { readonly clock: Clock; readonly isPressed: () => boolean; readonly signal: AbortSignal }
 
+/** Why a watch ends. One for all: making an exception for each body costs more than the watch. */
+const SETTLED = new Error('the body settled')
+
 /** The declared length. @throws {RoostError} LENGTH_REQUIRED; BODY_TOO_LARGE; MEDIA_TYPE_UNSUPPORTED for encoded bodies */
 export function requireContentLength(headers: IncomingHttpHeaders, bytesMax: number): number {
   const declared = headers['content-length']
@@ -42,7 +45,7 @@ export function receiveBody(source: Readable, target: Uint8Array, watch: Watch):
     let received = 0
     const watching = new AbortController()
     const settle = (error?: unknown): void => {
-      watching.abort()
+      watching.abort(SETTLED)
       source.off('data', onData).off('end', onEnd).off('close', onCut).off('error', onCut)
       signal.removeEventListener('abort', onAbort)
       // Without a listener a late 'error' (the peer resets) would be fatal to the process.
