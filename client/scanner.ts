@@ -2,7 +2,7 @@
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads'
 import { RoostError } from '../src/core/errors.js'
 import { hashChunk, idOf } from '../src/core/hash.js'
-import { asChunkId, CHUNK_ID_BYTES, parseChunkId, type SessionId } from '../src/core/ids.js'
+import { asChunkId, CHUNK_ID_BYTES, CHUNK_KINDS, parseChunkId, type SessionId } from '../src/core/ids.js'
 import { ClientError, flattenError, restoreError } from './client-errors.js'
 import type { RepositoryClient } from './repository-client.js'
 import { newSharedCounters, sharedCounters, type FromScanner, type ScanJob, type ToScanner } from './scan-protocol.js'
@@ -151,7 +151,7 @@ export async function readVerifiedNodes(client: Pick<RepositoryClient, 'readChun
       const id = asChunkId(batch.subarray(index * CHUNK_ID_BYTES, (index + 1) * CHUNK_ID_BYTES))
       if (status === 'not-readable') throw new RoostError('CHUNK_NOT_READABLE', 'A node of the parent is not readable in this session.')
       if (bytes === undefined) throw new RoostError('CHUNK_MISSING', 'A node of the parent is missing or damaged.', { chunk: id.toString('hex') })
-      if (!idOf(hashChunk(dedupKey, bytes)).equals(id))
+      if (!idOf(hashChunk(dedupKey, bytes, CHUNK_KINDS.node)).equals(id))
         throw new RoostError('CHUNK_CORRUPT', 'A node of the parent is not what its id says.', { chunk: id.toString('hex') })
       bodies[from / CHUNK_ID_BYTES + index] = bytes
     }

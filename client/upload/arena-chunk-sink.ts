@@ -86,7 +86,7 @@ export class ArenaChunkSink implements ChunkSink {
   take(bytes: number, kind: ChunkKind, inherited?: Uint8Array): ChunkId {
     const arena = this.#data
     assert(arena !== undefined && bytes > 0 && this.#start + bytes <= arena.payload.byteLength, 'taken bytes are in the space')
-    const idProof = hashChunk(this.dedupKey, arena.payload.subarray(this.#start, this.#start + bytes))
+    const idProof = hashChunk(this.dedupKey, arena.payload.subarray(this.#start, this.#start + bytes), kind)
     if (this.#mustQueue(idProof, inherited)) {
       arena.add(this.#start, bytes, kind, this.#start - this.#end >= FRAME_HEADER_BYTES, idProof)
       this.#end = this.#start + bytes
@@ -101,7 +101,7 @@ export class ArenaChunkSink implements ChunkSink {
   }
 
   put(bytes: Uint8Array, kind: ChunkKind, inherited?: Uint8Array): ChunkId | Promise<ChunkId> {
-    const idProof = hashChunk(this.dedupKey, bytes)
+    const idProof = hashChunk(this.dedupKey, bytes, kind)
     const id = idOf(idProof) as ChunkId
     if (!this.#mustQueue(idProof, inherited)) return id
     if (this.#fitsNodes(bytes)) return this.#addNode(bytes, kind, idProof)

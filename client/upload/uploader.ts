@@ -159,7 +159,7 @@ export class Uploader {
   /** Whose fault it is: hashing the bytes again tells this machine's memory from the way to the server. */
   #damageOf(arena: Arena, chunk: number): ClientError {
     const idProof = arena.idProof(chunk)
-    const isOurs = !idOf(hashChunk(this.#options.dedupKey, arena.bytes(chunk))).equals(idOf(idProof))
+    const isOurs = !idOf(hashChunk(this.#options.dedupKey, arena.bytes(chunk), arena.kind(chunk))).equals(idOf(idProof))
     const where = isOurs ? 'in the memory of this machine' : 'on the way to the server, twice'
     return new ClientError('TRANSFER_DAMAGED', `Chunk ${formatChunkId(idProof)} was damaged ${where}. Nothing wrong was stored.`)
   }

@@ -55,7 +55,7 @@ test('unreadable and lost chunks are told apart', async (t) => {
   const { fake, client } = await open(t)
   const { session, ids } = await readSession(fake, client)
   fake.repository.lose(ids.subarray(32, 64))
-  const foreign = hashChunk(fake.repository.dedupKey, Buffer.from('other')).subarray(0, 32)
+  const foreign = hashChunk(fake.repository.dedupKey, Buffer.from('other'), CHUNK_KINDS.data).subarray(0, 32)
   const chunks = await collect(client.readChunks(session, Buffer.concat([ids.subarray(32, 64), foreign])))
   assert.deepEqual(chunks.map(({ status }) => status), ['missing', 'not-readable'])
 })
