@@ -20,11 +20,19 @@ async function backUp(world: RoostWorld, tree: string, extra: readonly string[] 
   return statisticsOf(await world.json(['backup', tree, '--source', 'tree', ...extra]))
 }
 
+/** A file changed within two seconds before a scan may change again unseen within its time stamp, so the next backup reads it once more.
+ *  The tree must be older than that for a test of what is not read. */
+async function untilOlderThanTimestamps(path: string): Promise<void> {
+  const ageMs = (): number => Date.now() - statSync(path).ctimeMs
+  while (ageMs() < 2_500) await new Promise((resolve) => setTimeout(resolve, 100))
+}
+
 describe('a tree of odd things', () => {
   test('comes back identical, and a second backup reads and sends only what changed', async (t) => {
     const world = await openWorld(t)
     const { path: tree, skipped } = makeOddTree(world.path('tree'))
     for (const what of skipped) t.diagnostic(`SKIPPED: ${what}`)
+    await untilOlderThanTimestamps(tree)
     const first = await backUp(world, tree)
     assert.ok(first['files']! > 3000)
     assert.ok(first['bytesRead']! < 20_000_000, 'holes are not read')
@@ -33,7 +41,7 @@ describe('a tree of odd things', () => {
     assert.ok(statSync(join(world.path('one'), tree, 'sparse')).blocks * 512 < 1_000_000, 'the sparse file stays sparse')
 
     const unchanged = await backUp(world, tree)
-    assert.equal(unchanged['bytesRead'], 0)
+    assert.equal(unchanged['bytesRead'], 4095, 'only the file with a time in the future is read again: its time cannot vouch for it')
     assert.equal(unchanged['chunksSent'], 0)
 
     appendFileSync(join(tree, 'sizes', '5000000'), 'one more line')

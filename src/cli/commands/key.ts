@@ -1,7 +1,7 @@
 /** roost key …: the ways to open a repository. Secrets are read from files and written to new files only. */
 import { writeFileSync } from 'node:fs'
 import type { AddKeySlotRequest, KeySlotInfo } from '../../core/messages.js'
-import { createBoxKeys } from '../../core/nacl.js'
+import { createRecoveryKey } from '../../repo/recovery-key.js'
 import { does, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { UsageError } from '../exit-codes.js'
@@ -23,8 +23,8 @@ export function registerKey(registry: Registry): void {
     .description('add a passphrase, or the public half of a recovery key')
     .option('--label <text>', 'what it is, who has it')
     .option('--passphrase-file <file>', 'a file with the passphrase')
-    .option('--public-key <hex>', 'the recovery public key (`roost key generate-recovery` makes one)'),
-  ['roost key add passphrase --label safe --passphrase-file /root/main.pass', 'roost key add recovery --label vault --public-key 3f…']),
+    .option('--public-key <key>', 'the recovery public key (`roost key generate-recovery` makes one)'),
+  ['roost key add passphrase --label safe --passphrase-file /root/main.pass', 'roost key add recovery --label vault --public-key roost-recovery-public-…']),
   async (context, flags, [kind]) => {
     const slot = await context.repository().client.addKeySlot(addRequest(kind!, flags), { signal: context.signal })
     showSlot(context, slot, 'added')
@@ -43,9 +43,8 @@ export function registerKey(registry: Registry): void {
     .description('make a recovery key pair: the secret half into a new file, the public half printed; contacts no server')
     .requiredOption('--output <file>', 'new file for the secret key (keep it offline)'),
   ['roost key generate-recovery --output /media/usb/main-recovery.key']), async (context, flags) => {
-    const pair = createBoxKeys()
-    writeFileSync(flags.output, `${pair.secretKey.toString('hex')}\n`, { mode: 0o600, flag: 'wx' })
-    const publicKey = pair.publicKey.toString('hex')
+    const { publicKey, secretKey } = createRecoveryKey()
+    writeFileSync(flags.output, `${secretKey}\n`, { mode: 0o600, flag: 'wx' })
     context.output.record({ type: 'recovery-key', publicKey, file: flags.output })
     context.output.line(publicKey)
     context.output.note(`The secret half is in ${flags.output}: keep it offline. Now: roost key add recovery --label LABEL --public-key ${publicKey}`)
@@ -59,7 +58,7 @@ function addRequest(kind: string, flags: AddFlags): AddKeySlotRequest {
     return { kind, label, passphrase: readSecretFile(flags.passphraseFile, 'passphrase file') }
   }
   if (kind === 'recovery') {
-    if (flags.publicKey === undefined || !/^[0-9a-f]{64}$/.test(flags.publicKey)) throw new UsageError('Give --public-key: 64 lowercase hex digits.')
+    if (flags.publicKey === undefined) throw new UsageError('Give --public-key (`roost key generate-recovery` prints it).')
     return { kind, label, publicKey: flags.publicKey }
   }
   throw new UsageError(`"${kind}" is not a kind of key slot that can be added: passphrase or recovery.`)

@@ -49,7 +49,7 @@ export function registerRepo(registry: Registry): void {
     .description('open a repository that exists on its target but not on this server (after the loss of the server)')
     .requiredOption('--target <url>', 'where its packs are')
     .option('--passphrase-file <file>', 'a file with the passphrase of one of its key slots')
-    .option('--recovery-key-file <file>', 'a file with the recovery secret key (hex)'),
+    .option('--recovery-key-file <file>', 'a file with the recovery secret key'),
   ['roost repo attach main --target file:///mnt/packs/main --passphrase-file /root/main.pass']), async (context, flags, [name]) => {
     const info = await context.server().attachRepository({
       name: name!, target: flags.target,
