@@ -62,23 +62,25 @@ async function quickstart() {
   }
 
   roost('repo', 'create', 'quickstart')
+  // What changed within two seconds before a backup is read again by the next one, since its time stamp cannot vouch for it.
+  await new Promise((resolve) => setTimeout(resolve, 2_500))
   const first = roost('backup', tree, '--source', 'quickstart')
   const unchanged = roost('backup', tree, '--source', 'quickstart')
-  const changes = changeTree(tree)
+  changeTree(tree)
   const second = roost('backup', tree, '--source', 'quickstart')
   const restored = join(work, 'restored')
-  const restore = roost('restore', `latest:${tree}`, '--target', restored, '--source', 'quickstart')
+  const restore = roost('restore', 'latest', '--target', restored, '--source', 'quickstart')
   const check = roost('check', '--read-data')
   const stats = roost('stats').last
 
-  const comparison = compareTrees(tree, restoredRoot(restored, tree), { owners: process.getuid() === 0 })
+  const comparison = compareTrees(tree, join(restored, tree), { owners: process.getuid() === 0 })
   const saved = [first, unchanged, second].map((run) => run.lines.find((line) => line.type === 'snapshot').statistics)
   const logical = saved.reduce((sum, each) => sum + each.sourceBytes, 0)
   const row = (name, run, text) => console.log(`  ${name.padEnd(26)} ${(run.ms / 1000).toFixed(2).padStart(6)} s   ${text}`)
   console.log(`\n  tree: ${comparison.files} files, ${comparison.directories} directories, ${comparison.others} others, ${size(comparison.bytes)}\n`)
   row('first backup', first, `read ${size(saved[0].bytesRead)}, new ${size(saved[0].bytesSent)}, on the wire ${size(saved[0].bytesOnWire)}`)
   row('again, unchanged', unchanged, `read ${size(saved[1].bytesRead)}, new ${size(saved[1].bytesSent)}`)
-  row(`again, after ${changes}`, second, `read ${size(saved[2].bytesRead)}, new ${size(saved[2].bytesSent)}`)
+  row('again, three changes', second, `read ${size(saved[2].bytesRead)}, new ${size(saved[2].bytesSent)}`)
   row('restore', restore, `${size(comparison.bytes)} verified chunk by chunk`)
   row('check --read-data', check, 'no problems')
   console.log(`\n  three snapshots hold ${size(logical)}; ${size(stats.rawBytes)} after deduplication (${ratio(logical, stats.rawBytes)} : 1), ` +
@@ -88,14 +90,6 @@ async function quickstart() {
   console.log('\n  The restored tree is identical: names, contents, modes, times to the nanosecond, links' +
     `${process.getuid() === 0 ? ', owners' : ''}.\n`)
   if (keep) console.log(`  Everything is in ${work}.`)
-}
-
-/** The tree is restored either as the target itself or below it by its whole path; either is right. */
-function restoredRoot(target, tree) {
-  const nested = join(target, tree)
-  if (existsSync(nested)) return nested
-  const byName = join(target, 'tree')
-  return existsSync(byName) && lstatSync(byName).isDirectory() && !existsSync(join(tree, 'tree')) ? byName : target
 }
 
 function chooseTree() {
@@ -138,9 +132,8 @@ function changeTree(tree) {
   if (files.length > 1) rmSync(files.at(-1))
   writeFileSync(join(tree, 'new file'), 'written between two backups\n')
   utimesSync(join(tree, 'new file'), 1_700_000_000.123, 1_700_000_000.123)
-  return 'three changes'
 }
-const ratio = (of, to) => (to > 0 ? of / to : 0).toFixed(2)
+function ratio(of, to) { return (to > 0 ? of / to : 0).toFixed(2) }
 
 async function freePort() {
   const probe = createServer()
