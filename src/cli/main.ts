@@ -44,7 +44,9 @@ async function runCommandLine(argv: readonly string[], signal: AbortSignal): Pro
 /** Says what failed and what to do next. */
 function report(error: unknown, signal: AbortSignal, argv: readonly string[]): ExitCode {
   const interrupted = signal.aborted || isAbort(error)
-  const told = interrupted ? { code: 'INTERRUPTED', message: 'Interrupted. Running the same command again continues where this one stopped.' } : tellError(error)
+  const told = interrupted
+    ? { code: 'INTERRUPTED', message: 'Interrupted. Running the same command again continues where this one stopped.' }
+    : tellError(error)
   if (argv.includes('--json')) process.stdout.write(`${JSON.stringify({ type: 'error', ...told })}\n`)
   const label = told.code === 'INTERRUPTED' || told.code === 'USAGE' ? '' : ` [${told.code}]`
   process.stderr.write(`roost: ${printable(told.message)}${label}\n`)

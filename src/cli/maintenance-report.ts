@@ -6,7 +6,8 @@ import { EXIT, type ExitCode } from './exit-codes.js'
 import { formatBytes, formatCount, printable } from './format.js'
 
 /** @throws {RoostError} what made it fail; BODY_TRUNCATED when it ended without saying how. */
-export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>, what: 'check' | 'rebuild'): Promise<ExitCode> {
+export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>,
+  what: 'check' | 'rebuild'): Promise<ExitCode> {
   const { output } = context
   let phase = ''
   let done: Extract<MaintenanceEvent, { type: 'done' }> | undefined
@@ -31,7 +32,8 @@ export async function followMaintenance(context: CommandContext, events: AsyncIt
   output.endProgress()
   if (done === undefined) throw new RoostError('BODY_TRUNCATED', `The ${what} ended without saying how.`)
   const counts = Object.entries(done.counts).map(([name, count]) =>
-    /bytes/i.test(name) ? `${formatBytes(count)} ${wordsOf(name).replace(/^bytes | bytes$/, '')}` : `${formatCount(count)} ${wordsOf(name)}`).join(', ')
+    /bytes/i.test(name) ? `${formatBytes(count)} ${wordsOf(name).replace(/^bytes | bytes$/, '')}`
+      : `${formatCount(count)} ${wordsOf(name)}`).join(', ')
   output.line(`${what}: ${done.problems === 0 ? 'no problems' : `${formatCount(done.problems)} problem${done.problems === 1 ? '' : 's'}`}` +
     (counts === '' ? '' : ` (${counts})`))
   return done.problems === 0 ? EXIT.done : EXIT.doneWithProblems

@@ -21,7 +21,8 @@ export async function verifyKeyOf(context: CommandContext, client: RepositoryCli
 }
 
 /** All snapshots that fit, oldest first. Yields pages' content as it comes: a repository may hold many. */
-export async function* listSnapshots(context: CommandContext, client: RepositoryClient, filter: SnapshotFilter = {}): AsyncGenerator<NamedSnapshot> {
+export async function* listSnapshots(context: CommandContext, client: RepositoryClient,
+  filter: SnapshotFilter = {}): AsyncGenerator<NamedSnapshot> {
   const verifyKey = await verifyKeyOf(context, client)
   let after: string | undefined
   do {
@@ -32,7 +33,8 @@ export async function* listSnapshots(context: CommandContext, client: Repository
 }
 
 /** @throws {RoostError} SNAPSHOT_UNKNOWN, also when the prefix fits several; {UsageError} when it is none. */
-export async function findSnapshot(context: CommandContext, client: RepositoryClient, text: string, filter: SnapshotFilter = {}): Promise<NamedSnapshot> {
+export async function findSnapshot(context: CommandContext, client: RepositoryClient, text: string,
+  filter: SnapshotFilter = {}): Promise<NamedSnapshot> {
   requireSnapshotName(text)
   const call = { signal: context.signal }
   const id = await resolveSnapshot(client, { snapshot: text, ...(filter.source === undefined ? {} : { source: filter.source }) }, call)

@@ -25,7 +25,9 @@ interface BackupFlags {
 
 const WIRE_MODES = ['raw', 'zstd', 'auto'] as const
 const REDRAW_MS = 200
-const VERBS = { vanished: 'vanished', changed: 'changed while it was read', unreadable: 'could not be read', unsupported: 'cannot be saved' } as const
+const VERBS = {
+  vanished: 'vanished', changed: 'changed while it was read', unreadable: 'could not be read', unsupported: 'cannot be saved',
+} as const
 
 export function registerBackup(registry: Registry): void {
   does<BackupFlags>(registry, withExamples(registry.program.command('backup').argument('[paths...]', 'files and directories')
@@ -91,11 +93,13 @@ function absolutePath(path: string): Buffer {
 }
 /** `HOST:PATH,PATH` for files, `HOST:PATH` for an image, `HOST:NAME` for standard input: the same command continues the same history. */
 export function defaultSource(host: string, flags: Pick<BackupFlags, 'image' | 'stdinName'>, paths: readonly string[]): string {
-  const what = flags.stdinName ?? [flags.image ?? paths].flat().map((path) => printable(absolutePath(path).toString('utf8')).replace(/(.)\/+$/, '$1')).join(',')
+  const shown = (path: string): string => printable(absolutePath(path).toString('utf8')).replace(/(.)\/+$/, '$1')
+  const what = flags.stdinName ?? [flags.image ?? paths].flat().map(shown).join(',')
   const source = `${host}:${what}`
   if (Buffer.byteLength(source) <= LIMITS.nameBytesMax) return source
   // Too long to be a name: its beginning and a digest of the whole, so that it still is one name of one command.
-  return `${Buffer.from(source).subarray(0, 200).toString('utf8').replace(/\ufffd+$/, '')}…${digest(Buffer.from(source)).toString('hex').slice(0, 16)}`
+  const beginning = Buffer.from(source).subarray(0, 200).toString('utf8').replace(/\ufffd+$/, '')
+  return `${beginning}…${digest(Buffer.from(source)).toString('hex').slice(0, 16)}`
 }
 function shownPaths(flags: BackupFlags, paths: readonly string[]): string[] {
   if (flags.stdinName !== undefined) return [flags.stdinName]
@@ -108,7 +112,8 @@ function userName(): string {
     return '' // a user id without an account: containers
   }
 }
-async function chooseParent(context: CommandContext, client: RepositoryClient, parent: string | false | undefined): Promise<SnapshotId | 'latest' | null> {
+async function chooseParent(context: CommandContext, client: RepositoryClient,
+  parent: string | false | undefined): Promise<SnapshotId | 'latest' | null> {
   if (parent === false) return null
   return parent === undefined || parent === 'latest' ? 'latest' : (await findSnapshot(context, client, parent)).id
 }
@@ -162,7 +167,8 @@ async function drawProgress(context: CommandContext, sample: () => BackupProgres
       context.output.progress({
         done: scan.sourceBytes, total: total === undefined ? undefined : Math.max(total, scan.sourceBytes), unit: 'bytes',
         at: state.phase === 'committing' ? 'committing' : printable(state.at),
-        extra: [`${formatCount(scan.files)} files`, `sent ${formatBytes(upload.bytesSent)}`, ...(scan.errors > 0 ? [`${scan.errors} problems`] : [])].join(', '),
+        extra: [`${formatCount(scan.files)} files`, `sent ${formatBytes(upload.bytesSent)}`,
+          ...(scan.errors > 0 ? [`${scan.errors} problems`] : [])].join(', '),
       })
     }
   } catch (error) {
@@ -188,8 +194,10 @@ function tellReport(context: CommandContext, report: BackupReport): ExitCode {
   context.output.record({ type: 'snapshot', id: snapshotId, source: report.record.source, parent: report.record.parent, passes: report.passes,
     problems: report.problems, statistics: s })
   context.output.line(`snapshot ${shortId(snapshotId)} of ${printable(report.record.source)}`)
-  context.output.note(`${formatCount(s.files)} files, ${formatCount(s.directories)} directories, ${formatBytes(s.sourceBytes)}: read ${formatBytes(s.bytesRead)}, ` +
+  context.output.note(`${formatCount(s.files)} files, ${formatCount(s.directories)} directories, ${formatBytes(s.sourceBytes)}: ` +
+    `read ${formatBytes(s.bytesRead)}, ` +
     `new ${formatBytes(s.bytesSent)}, sent ${formatBytes(s.bytesOnWire)} in ${formatDuration(s.durationMs)}`)
-  if (report.problems > 0) context.output.warn(`${formatCount(report.problems)} path${report.problems === 1 ? ' is' : 's are'} not in the snapshot as they should be; see above.`)
+  if (report.problems > 0) context.output.warn(
+    `${formatCount(report.problems)} path${report.problems === 1 ? ' is' : 's are'} not in the snapshot as they should be; see above.`)
   return report.exitCode
 }

@@ -34,7 +34,8 @@ export function registerBrowse(registry: Registry): void {
 
 function registerList(registry: Registry): void {
   does<ListFlags>(registry, withExamples(registry.program.command('ls').argument('<snapshot[:path]>', `${WHICH}; after a colon, a path within it`)
-    .description('list what a snapshot holds').option('-R, --recursive', 'with everything below').option('-l, --long', 'with mode, owner, size and time')
+    .description('list what a snapshot holds').option('-R, --recursive', 'with everything below')
+    .option('-l, --long', 'with mode, owner, size and time')
     .option('--source <name>', 'with "latest": of this source'),
   ['roost ls latest', 'roost ls -l latest:/etc', 'roost ls -R 3fa9c1d20b77:/home/ann --json']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
@@ -49,7 +50,8 @@ function registerList(registry: Registry): void {
 }
 function registerFind(registry: Registry): void {
   does<FindFlags>(registry, withExamples(registry.program.command('find').argument('[pattern]', 'a glob; with a "/" in it, of the whole path')
-    .description('search one snapshot, or all of them').option('--snapshot <id>', `only in this one: ${WHICH}`).option('--source <name>', 'only in snapshots of this source')
+    .description('search one snapshot, or all of them')
+    .option('--snapshot <id>', `only in this one: ${WHICH}`).option('--source <name>', 'only in snapshots of this source')
     .option('--regex <expression>', 'a regular expression on the whole path')
     .option('--type <type>', `only ${Object.keys(TYPES).join(', ')}; may be repeated`, collect)
     .option('--larger <size>', 'of at least this size', sizeOption).option('--smaller <size>', 'of at most this size', sizeOption)
@@ -60,11 +62,15 @@ function registerFind(registry: Registry): void {
     const verifyKey = context.settings.verifyKey()
     const { client } = context.repository()
     const found = findEntries(client, {
-      ...(flags.snapshot === undefined ? {} : { snapshot: flags.snapshot }), ...(flags.source === undefined ? {} : { source: flags.source }),
+      ...(flags.snapshot === undefined ? {} : { snapshot: flags.snapshot }),
+      ...(flags.source === undefined ? {} : { source: flags.source }),
       ...(verifyKey === undefined ? {} : { verifyKey }), ...(pattern === undefined ? {} : { glob: argumentBytes(pattern) }),
-      ...(flags.regex === undefined ? {} : { regex: regularExpression(flags.regex) }), ...(flags.type === undefined ? {} : { types: flags.type.map(typeOf) }),
-      ...(flags.larger === undefined ? {} : { bytesMin: flags.larger }), ...(flags.smaller === undefined ? {} : { bytesMax: flags.smaller }),
-      ...(flags.newer === undefined ? {} : { modifiedAfterNs: timeNs(flags.newer) }), ...(flags.older === undefined ? {} : { modifiedBeforeNs: timeNs(flags.older) }),
+      ...(flags.regex === undefined ? {} : { regex: regularExpression(flags.regex) }),
+      ...(flags.type === undefined ? {} : { types: flags.type.map(typeOf) }),
+      ...(flags.larger === undefined ? {} : { bytesMin: flags.larger }),
+      ...(flags.smaller === undefined ? {} : { bytesMax: flags.smaller }),
+      ...(flags.newer === undefined ? {} : { modifiedAfterNs: timeNs(flags.newer) }),
+      ...(flags.older === undefined ? {} : { modifiedBeforeNs: timeNs(flags.older) }),
     }, { signal: context.signal })
     for await (const item of found) {
       context.output.record({ snapshot: item.snapshotId, ...itemToJson(item) })
@@ -87,18 +93,21 @@ function registerDiff(registry: Registry): void {
       context.output.record({ type: 'change', change: change.kind, ...pathToJson(change.path), entryType: typeName(entry.type) })
       context.output.line(`${CHANGE_LETTERS[change.kind]} ${shownPath({ path: change.path, entry })}`)
     }
-    context.output.note(`${counts.added} added, ${counts.removed} removed, ${counts.modified} with other content, ${counts.metadata} with other metadata only`)
+    context.output.note(`${counts.added} added, ${counts.removed} removed, ${counts.modified} with other content, ` +
+      `${counts.metadata} with other metadata only`)
   })
 }
 
 const shownPath = ({ path, entry }: TreeItem): string => `/${renderBytes(path)}${entry.type === ENTRY_TYPES.directory ? '/' : ''}`
 function longLine(item: TreeItem): string {
   const { entry } = item
-  const owner = `${entry.user === '' ? entry.uid : renderBytes(Buffer.from(entry.user))}:${entry.group === '' ? entry.gid : renderBytes(Buffer.from(entry.group))}`
+  const named = (name: string, number: number): string => name === '' ? String(number) : renderBytes(Buffer.from(name))
+  const owner = `${named(entry.user, entry.uid)}:${named(entry.group, entry.gid)}`
   const amount = entry.content !== undefined ? String(entry.content.bytes)
     : entry.deviceMajor !== undefined ? `${entry.deviceMajor},${entry.deviceMinor ?? 0}` : '-'
   const target = entry.symlinkTarget === undefined ? '' : ` -> ${renderBytes(entry.symlinkTarget)}`
-  return `${formatMode(entry)} ${owner.padEnd(17)} ${amount.padStart(12)} ${formatTime(Number(entry.mtimeNs / 1_000_000n))} ${shownPath(item)}${target}`
+  const time = formatTime(Number(entry.mtimeNs / 1_000_000n))
+  return `${formatMode(entry)} ${owner.padEnd(17)} ${amount.padStart(12)} ${time} ${shownPath(item)}${target}`
 }
 function typeOf(name: string): Entry['type'] {
   const type = TYPES[name]

@@ -16,7 +16,8 @@ export function registerKey(registry: Registry): void {
   does(registry, key.command('list').description('list the key slots'), async (context) => {
     const slots = await context.repository().client.listKeySlots({ signal: context.signal })
     for (const slot of slots) context.output.record({ type: 'key-slot', ...slot })
-    context.output.line(formatTable(['ID', 'KIND', 'CREATED', 'LABEL'], slots.map((slot) => [slot.slotId, slot.kind, formatTime(slot.createdAtMs), slot.label])))
+    context.output.line(formatTable(['ID', 'KIND', 'CREATED', 'LABEL'],
+      slots.map((slot) => [slot.slotId, slot.kind, formatTime(slot.createdAtMs), slot.label])))
   })
 
   does<AddFlags>(registry, withExamples(key.command('add').argument('<kind>', 'passphrase or recovery')
@@ -24,7 +25,8 @@ export function registerKey(registry: Registry): void {
     .option('--label <text>', 'what it is, who has it')
     .option('--passphrase-file <file>', 'a file with the passphrase')
     .option('--public-key <key>', 'the recovery public key (`roost key generate-recovery` makes one)'),
-  ['roost key add passphrase --label safe --passphrase-file /root/main.pass', 'roost key add recovery --label vault --public-key roost-recovery-public-…']),
+  ['roost key add passphrase --label safe --passphrase-file /root/main.pass',
+    'roost key add recovery --label vault --public-key roost-recovery-public-…']),
   async (context, flags, [kind]) => {
     const slot = await context.repository().client.addKeySlot(addRequest(kind!, flags), { signal: context.signal })
     showSlot(context, slot, 'added')
@@ -47,7 +49,8 @@ export function registerKey(registry: Registry): void {
     writeFileSync(flags.output, `${secretKey}\n`, { mode: 0o600, flag: 'wx' })
     context.output.record({ type: 'recovery-key', publicKey, file: flags.output })
     context.output.line(publicKey)
-    context.output.note(`The secret half is in ${flags.output}: keep it offline. Now: roost key add recovery --label LABEL --public-key ${publicKey}`)
+    context.output.note(`The secret half is in ${flags.output}: keep it offline. ` +
+      `Now: roost key add recovery --label LABEL --public-key ${publicKey}`)
   })
 }
 

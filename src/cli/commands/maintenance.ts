@@ -23,7 +23,8 @@ export function registerMaintenance(registry: Registry): void {
     .description('verify the repository: snapshots, index and packs fit together; with --read-data, every byte too')
     .option('--read-data [percent]', 'read and verify that share of the packs (all when no number is given)')
     .option('--data <dir>', "work on this data directory; its server must be stopped"),
-  ['roost check', 'roost check --read-data', 'roost check --read-data 10', 'roost check --data /srv/roost main']), async (context, flags, [name]) => {
+  ['roost check', 'roost check --read-data', 'roost check --read-data 10', 'roost check --data /srv/roost main']),
+  async (context, flags, [name]) => {
     const readDataPercent = flags.readData === undefined ? 0 : flags.readData === true ? READ_DATA_ALL : Number(flags.readData)
     if (!(readDataPercent >= 0 && readDataPercent <= 100)) throw new UsageError('--read-data takes a percentage from 0 to 100.')
     return await onRepository(context, flags, name, {

@@ -35,7 +35,8 @@ export function registerRestore(registry: Registry): void {
     .option('--no-owner', 'do not set owner and group').option('--no-xattrs', 'do not set extended attributes and ACLs')
     .option('--source <name>', 'with "latest": of this source'),
   ['roost restore latest --target /tmp/back', 'roost restore latest:/home/ann --target /tmp/ann',
-    "roost restore 3fa9c1d20b77 --target /tmp/back --include /etc/ssh --include '*.conf'", 'roost restore latest --source web1:root --to-device /dev/vg0/web1',
+    "roost restore 3fa9c1d20b77 --target /tmp/back --include /etc/ssh --include '*.conf'",
+    'roost restore latest --source web1:root --to-device /dev/vg0/web1',
     'roost restore 3fa9c1d20b77:/var/lib/db.img --to-file db.img']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
     const destination = destinationOf(flags)
@@ -76,7 +77,8 @@ function destinationOf(flags: RestoreFlags): RestoreDestination {
   return { kind: flags.target !== undefined ? 'directory' : flags.toFile !== undefined ? 'file' : 'device', path }
 }
 /** A directory's content goes into the target; anything else goes there under its own name. */
-async function scopeOf(context: CommandContext, client: RepositoryClient, choice: SnapshotChoice, path: Buffer): Promise<Pick<RestoreOptions, 'from' | 'include'>> {
+async function scopeOf(context: CommandContext, client: RepositoryClient, choice: SnapshotChoice,
+  path: Buffer): Promise<Pick<RestoreOptions, 'from' | 'include'>> {
   const open = await openSnapshot(client, choice, { signal: context.signal })
   try {
     const entry = await findEntry(open, path)
@@ -110,7 +112,8 @@ function tellReport(context: CommandContext, report: RestoreReport): ExitCode {
   const { output } = context
   output.endProgress()
   output.record({ type: 'restored', ...report })
-  output.note(`restored ${formatCount(report.files)} files, ${formatCount(report.directories)} directories, ${formatCount(report.others)} others: ` +
+  output.note(`restored ${formatCount(report.files)} files, ${formatCount(report.directories)} directories, ` +
+    `${formatCount(report.others)} others: ` +
     `${formatBytes(report.bytesDone)} in ${formatDuration(report.durationMs)}`)
   if (report.skipped > 0) output.note(`${formatCount(report.skipped)} were there already and stayed as they were (--overwrite says otherwise).`)
   if (report.privilegesLacked) output.note('Not everything that belongs to root could be set: owners, devices or trusted attributes need root.')

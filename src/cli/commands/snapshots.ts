@@ -28,7 +28,8 @@ export function registerSnapshots(registry: Registry): void {
 
   const snapshot = program.command('snapshot').description('show or delete one snapshot')
   does<SnapshotFilter>(registry, snapshot.command('show').argument('<id>', 'an id, the start of one (6 digits or more), or "latest"')
-    .description('everything that a snapshot says of itself').option('--source <name>', 'with "latest": of this source'), async (context, flags, [id]) => {
+    .description('everything that a snapshot says of itself').option('--source <name>', 'with "latest": of this source'),
+  async (context, flags, [id]) => {
     const found = await findSnapshot(context, context.repository().client, id!, flags.source === undefined ? {} : { source: flags.source })
     recordSnapshot(context, found)
     context.output.line(describeSnapshot(found))
@@ -59,10 +60,13 @@ function describeSnapshot({ id, record }: NamedSnapshot): string {
   return [
     `id         ${id}`, `source     ${printable(record.source)} (${record.mode}) from ${printable(record.user)}@${printable(record.host)}`,
     `paths      ${record.paths.map(printable).join(', ')}`, `tags       ${record.tags.map(printable).join(', ') || '–'}`,
-    `received   ${formatTime(record.receivedAtMs)} (began ${formatTime(record.startedAtMs)} by the client's clock, took ${formatDuration(s.durationMs)})`,
+    `received   ${formatTime(record.receivedAtMs)} (began ${formatTime(record.startedAtMs)} by the client's clock, ` +
+      `took ${formatDuration(s.durationMs)})`,
     `parent     ${record.parent ?? '–'}`,
-    `content    ${formatCount(s.files)} files, ${formatCount(s.directories)} directories, ${formatCount(s.others)} others, ${formatBytes(s.sourceBytes)}`,
-    `sent       ${formatCount(s.chunksSent)} of ${formatCount(s.chunksTotal)} chunks: ${formatBytes(s.bytesSent)}, ${formatBytes(s.bytesOnWire)} on the wire`,
+    `content    ${formatCount(s.files)} files, ${formatCount(s.directories)} directories, ` +
+      `${formatCount(s.others)} others, ${formatBytes(s.sourceBytes)}`,
+    `sent       ${formatCount(s.chunksSent)} of ${formatCount(s.chunksTotal)} chunks: ${formatBytes(s.bytesSent)}, ` +
+      `${formatBytes(s.bytesOnWire)} on the wire`,
     `errors     ${formatCount(s.errors)}`, `root       ${record.root}`,
   ].join('\n')
 }

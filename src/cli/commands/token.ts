@@ -59,8 +59,10 @@ export function registerToken(registry: Registry): void {
 
 const tokenRow = (info: TokenInfo): string[] => [
   info.tokenId, formatTime(info.createdAtMs), info.expiresAtMs === undefined ? 'never' : formatTime(info.expiresAtMs),
-  info.grants.map((grant) => `${grant.repository}:${grant.scopes.join(',')}${grant.source === undefined ? '' : `:${grant.source}`}`).join(' '), info.label,
+  info.grants.map(formatGrant).join(' '), info.label,
 ]
+const formatGrant = ({ repository, scopes, source }: TokenGrant): string =>
+  `${repository}:${scopes.join(',')}${source === undefined ? '' : `:${source}`}`
 function grantOfFlags(flags: CreateFlags): TokenGrant[] {
   if (flags.repo === undefined && flags.scope === undefined && flags.source === undefined) return []
   if (flags.repo === undefined || flags.scope === undefined) throw new UsageError('--repo and --scope belong together.')
@@ -69,7 +71,8 @@ function grantOfFlags(flags: CreateFlags): TokenGrant[] {
 /** `main:push,read` or `main:push:web1`; a source may itself hold colons. */
 export function parseGrant(text: string): TokenGrant {
   const [repository, scopes, ...source] = text.split(':')
-  if (repository === undefined || repository === '' || scopes === undefined) throw new UsageError(`"${text}" is not a grant: write NAME:SCOPE,SCOPE[:SOURCE].`)
+  if (repository === undefined || repository === '' || scopes === undefined)
+    throw new UsageError(`"${text}" is not a grant: write NAME:SCOPE,SCOPE[:SOURCE].`)
   return { repository, scopes: checkScopes(scopes.split(',')), ...(source.length === 0 ? {} : { source: source.join(':') }) }
 }
 function checkScopes(scopes: readonly string[]): TokenScope[] {
