@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
 import { seekData, seekHole } from '../client/native/posix.js'
 import { hashChunk } from '../src/core/hash.js'
-import { chunkKey, type ChunkKey } from '../src/core/ids.js'
+import { CHUNK_KINDS, chunkKey, type ChunkKey } from '../src/core/ids.js'
 import { zstdEncoder } from '../src/core/zstd.js'
 
 const KiB = 1024
@@ -86,7 +86,7 @@ function store(path: string, chunkBytes: number, known: Set<ChunkKey>): Measured
       const bytes = chunk.subarray(0, readSync(fd, chunk, 0, chunkBytes, slot * chunkBytes))
       if (bytes.equals(zeroes)) continue
       result.chunks++
-      const key = chunkKey(hashChunk(KEY, bytes))
+      const key = chunkKey(hashChunk(KEY, bytes, CHUNK_KINDS.data))
       if (known.has(key)) continue
       known.add(key)
       result.newChunks++

@@ -123,7 +123,7 @@ async function readWholePack(parts: RepositoryParts, row: PackRow, self: PackSel
       for (let i = first; i < entry; i++) {
         const bytes = plain.subarray(entries.offsetsInBlock[i], entries.offsetsInBlock[i]! + entries.rawBytes[i]!)
         const idProof = entries.idProofs.subarray(i * ID_PROOF_BYTES, (i + 1) * ID_PROOF_BYTES)
-        if (!hashChunk(parts.keys.dedupKey, bytes).equals(idProof))
+        if (!hashChunk(parts.keys.dedupKey, bytes, row.kind).equals(idProof))
           note(new RoostError('CHUNK_CORRUPT', 'A chunk does not match its id and proof.'), idProof.toString('hex', 0, CHUNK_ID_BYTES))
       }
     } catch (error) {

@@ -183,9 +183,9 @@ export function placeEntries(blocks: readonly PackBlock[], idProofs: Buffer, raw
 }
 
 /** The chunk at its place in an opened block, its id recomputed. @throws {RoostError} CHUNK_CORRUPT */
-export function chunkInBlock(block: Buffer, place: { offset: number; rawBytes: number }, dedupKey: Buffer, id: Uint8Array): Buffer {
+export function chunkInBlock(block: Buffer, place: { offset: number; rawBytes: number }, dedupKey: Buffer, kind: ChunkKind, id: Uint8Array): Buffer {
   const bytes = block.subarray(place.offset, place.offset + place.rawBytes)
-  if (bytes.byteLength !== place.rawBytes || hashChunk(dedupKey, bytes).compare(id, 0, 32, 0, 32) !== 0)
+  if (bytes.byteLength !== place.rawBytes || hashChunk(dedupKey, bytes, kind).compare(id, 0, 32, 0, 32) !== 0)
     throw new RoostError('CHUNK_CORRUPT', 'A chunk does not match its id.', { chunk: Buffer.from(id).toString('hex') })
   return bytes
 }

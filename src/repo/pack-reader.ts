@@ -5,7 +5,7 @@
  */
 import { open } from 'node:fs/promises'
 import { hasCode, isErrno, RoostError } from '../core/errors.js'
-import type { PackNumber } from '../core/ids.js'
+import type { ChunkKind, PackNumber } from '../core/ids.js'
 import { MiB } from '../core/limits.js'
 import type { ChunkIndex, Locations, PackRow } from '../index/chunk-index.js'
 import type { ByteRange, ObjectStore } from '../store/object-store.js'
@@ -101,7 +101,7 @@ export class PackReader {
     const locations = await this.#deps.index.locate(id)
     for await (const { bytes, rows } of this.blocks(locations, [0], signal))
       if (bytes !== undefined && rows.includes(0))
-        return chunkInBlock(bytes, { offset: locations.offsetsInBlock[0]!, rawBytes: locations.rawBytes[0]! }, this.#deps.dedupKey, id)
+        return chunkInBlock(bytes, { offset: locations.offsetsInBlock[0]!, rawBytes: locations.rawBytes[0]! }, this.#deps.dedupKey, locations.kinds[0] as ChunkKind, id)
     return undefined
   }
 

@@ -71,7 +71,7 @@ async function frameBlock(parts: RepositoryParts, session: SessionRow, ids: Buff
 }
 function verifiedNode(parts: RepositoryParts, ids: Buffer, row: number, block: Buffer, offset: number, rawBytes: number): Buffer | undefined {
   try {
-    return chunkInBlock(block, { offset, rawBytes }, parts.keys.dedupKey, ids.subarray(row * CHUNK_ID_BYTES, (row + 1) * CHUNK_ID_BYTES))
+    return chunkInBlock(block, { offset, rawBytes }, parts.keys.dedupKey, CHUNK_KINDS.node, ids.subarray(row * CHUNK_ID_BYTES, (row + 1) * CHUNK_ID_BYTES))
   } catch (error) {
     if (!hasCode(error, 'CHUNK_CORRUPT')) throw error
     parts.report({ type: 'damage', error, pack: '' })

@@ -79,7 +79,7 @@ export class Sealer {
       const wire = table.body.subarray(at, at + table.wireBytes[i]!)
       const bytes = table.codecs[i] === WIRE_CODECS.raw ? wire : zstdDecode(wire, table.rawBytes[i]!)
       if (bytes === undefined) { result.verdicts[i] = FRAME_VERDICTS.undecodable; continue }
-      const idProof = hashChunk(this.#secrets.dedupKey, bytes)
+      const idProof = hashChunk(this.#secrets.dedupKey, bytes, table.kinds[i] as ChunkKind)
       if (idProof.compare(frameId(table, i), 0, 32, 0, 32) !== 0) { result.verdicts[i] = FRAME_VERDICTS.digestMismatch; continue }
       result.idProofs.set(idProof, i * ID_PROOF_BYTES)
       const key = chunkKey(idProof)

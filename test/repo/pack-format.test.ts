@@ -24,7 +24,7 @@ async function writePack(t: TestContext): Promise<{ pack: SealedPack; bytes: Buf
   t.after(() => rm(directory, { recursive: true, force: true }))
   const writer = new PackWriter({ directory, number: packNumber(1), kind: CHUNK_KINDS.data, repositoryId: REPOSITORY, packKey: PACK_KEY,
     effects: nodeFileEffects, random: { bytes: (count) => Buffer.alloc(count, 9), fraction: () => 0 }, encoder: zstdEncoder(1) })
-  const ids = CHUNKS.map((chunk) => hashChunk(DEDUP_KEY, chunk))
+  const ids = CHUNKS.map((chunk) => hashChunk(DEDUP_KEY, chunk, CHUNK_KINDS.data))
   assert.equal(writer.appendBlock(CHUNKS.slice(0, 2), ids.slice(0, 2)), 0)
   assert.equal(writer.appendBlock(CHUNKS.slice(2), ids.slice(2)), 2)
   const pack = await writer.finish()
@@ -48,7 +48,7 @@ test('a pack gives back exactly the chunks it was given', async (t) => {
   assert.equal(pack.storedBytes, bytes.byteLength)
   assert.deepEqual(await readAll(bytes), CHUNKS)
   const { trailer } = await selfOf(bytes)
-  assert.deepEqual(trailer.entries.idProofs, Buffer.concat(CHUNKS.map((chunk) => hashChunk(DEDUP_KEY, chunk))))
+  assert.deepEqual(trailer.entries.idProofs, Buffer.concat(CHUNKS.map((chunk) => hashChunk(DEDUP_KEY, chunk, CHUNK_KINDS.data))))
 })
 
 test('a byte flipped anywhere in a pack is refused, never returned as data', async (t) => {

@@ -51,7 +51,7 @@ export class MemorySink implements ChunkSink {
 
   #store(bytes: Uint8Array, kind: ChunkKind, inherited?: Uint8Array): { id: ChunkId; isInherited: boolean } {
     assert(bytes.byteLength <= LIMITS.chunkBytesMax, 'a chunk is at most chunkBytesMax')
-    const id = asChunkId(hashChunk(DEDUP_KEY, bytes).subarray(0, CHUNK_ID_BYTES))
+    const id = asChunkId(hashChunk(DEDUP_KEY, bytes, kind).subarray(0, CHUNK_ID_BYTES))
     const isInherited = inherited !== undefined && id.equals(inherited)
     if (isInherited) this.inherited[kind === CHUNK_KINDS.data ? 'dataChunks' : 'nodes']++
     else {

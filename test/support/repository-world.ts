@@ -69,7 +69,7 @@ export function frameBody(dedupKey: Buffer, chunks: readonly Chunk[]): { buffer:
   const body = Buffer.from(new ArrayBuffer(bytes))
   let at = 0
   for (const { bytes: raw, kind } of chunks) {
-    writeFrameHeader(body, at, { rawBytes: raw.byteLength, wireBytes: raw.byteLength, kind, codec: 0 }, hashChunk(dedupKey, raw).subarray(0, 32))
+    writeFrameHeader(body, at, { rawBytes: raw.byteLength, wireBytes: raw.byteLength, kind, codec: 0 }, hashChunk(dedupKey, raw, kind).subarray(0, 32))
     body.set(raw, at + FRAME_HEADER_BYTES)
     at += FRAME_HEADER_BYTES + raw.byteLength
   }
@@ -78,12 +78,12 @@ export function frameBody(dedupKey: Buffer, chunks: readonly Chunk[]): { buffer:
 export const dedupKeyOf = (reply: OpenSessionReply): Buffer => Buffer.from(reply.dedupKey, 'hex')
 
 export function buildTree(dedupKey: Buffer, data: readonly Buffer[]): Tree {
-  const refs = data.map((bytes) => ({ kind: CHUNK_KINDS.data, id: hashChunk(dedupKey, bytes).subarray(0, 32) }))
+  const refs = data.map((bytes) => ({ kind: CHUNK_KINDS.data, id: hashChunk(dedupKey, bytes, CHUNK_KINDS.data).subarray(0, 32) }))
   return { data, root: encodeNode(NODE_TYPES.directory, refs, Buffer.from('body')) }
 }
 export const chunksOf = (tree: Tree): Chunk[] =>
   [...tree.data.map((bytes) => ({ bytes, kind: CHUNK_KINDS.data })), { bytes: tree.root, kind: CHUNK_KINDS.node }]
-export const commitRequest = (dedupKey: Buffer, tree: Tree): CommitRequest => ({ root: hashChunk(dedupKey, tree.root).toString('hex', 0, 32), host: 'h', user: 'u',
+export const commitRequest = (dedupKey: Buffer, tree: Tree): CommitRequest => ({ root: hashChunk(dedupKey, tree.root, CHUNK_KINDS.node).toString('hex', 0, 32), host: 'h', user: 'u',
   paths: ['/x'], tags: [], startedAtMs: 1, statistics: STATISTICS })
 
 export async function openPush(repository: LocalRepository, source = 's'): Promise<{ session: SessionId; key: Buffer; reply: OpenSessionReply }> {
