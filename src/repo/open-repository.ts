@@ -178,6 +178,7 @@ async function readConfig(directory: string): Promise<LocalConfig> {
     if (value.format === 1 && typeof value.name === 'string' && typeof value.target === 'string') return { ...value, repositoryId: parseRepositoryId(value.repositoryId) }
   } catch (error) {
     if (isErrno(error, 'ENOENT')) throw new RoostError('REPOSITORY_UNKNOWN', `There is no repository in ${directory}.`, {}, { cause: error })
+    if (isErrno(error) && error.syscall !== undefined) throw error // what the system cannot read now is not damaged
     throw new RoostError('REPOSITORY_CORRUPT', `${path} cannot be read; make the folder anew with \`roost repo attach\`.`, {}, { cause: error })
   }
   throw new RoostError('REPOSITORY_CORRUPT', `${path} is malformed; make the folder anew with \`roost repo attach\`.`)

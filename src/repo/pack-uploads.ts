@@ -96,13 +96,14 @@ export class PackUploads {
   }
   async #nextChange(waitMs: number, signal?: AbortSignal): Promise<void> {
     const timer = new AbortController()
-    const changed = new Promise<void>((resolve) => {
-      const wake = (): void => { this.#watchers.delete(wake); resolve() }
-      this.#watchers.add(wake)
-      signal?.addEventListener('abort', wake, { once: true })
-    })
+    let wake: () => void
+    const changed = new Promise<void>((resolve) => { wake = resolve })
+    this.#watchers.add(wake!)
+    signal?.addEventListener('abort', wake!, { once: true })
     const timeout = this.deps.clock.sleep(waitMs, timer.signal).catch(() => undefined)
     await Promise.race([changed, timeout])
+    this.#watchers.delete(wake!)
+    signal?.removeEventListener('abort', wake!)
     timer.abort()
   }
 

@@ -5,7 +5,7 @@ import { parseFrames, FRAME_VERDICTS, frameId, WIRE_CODECS, type FrameTable } fr
 import { hashChunk } from '../core/hash.js'
 import { CHUNK_KINDS, chunkKey, ID_PROOF_BYTES, type ChunkKind, type PackNumber, type RepositoryId } from '../core/ids.js'
 import { LIMITS } from '../core/limits.js'
-import { systemRandom } from '../core/random.js'
+import { systemRandom, type Random } from '../core/random.js'
 import { zstdDecode, zstdEncoder, type ZstdEncoder } from '../core/zstd.js'
 import { nodeFileEffects, type FileEffects } from '../store/file-effects.js'
 import { PackWriter, type SealedPack } from './pack-writer.js'
@@ -50,7 +50,7 @@ export class Sealer {
 
   /** @param onSealed called once per pack when it is durable in the spool; @param onLost when a pack had to be given up. */
   constructor(secrets: SealSecrets, readonly onSealed: (pack: SealedPack) => void, readonly onLost: (number: PackNumber, error: unknown) => void,
-    effects: FileEffects = nodeFileEffects) {
+    effects: FileEffects = nodeFileEffects, readonly random: Random = systemRandom) {
     this.#secrets = secrets
     this.#effects = effects
     this.#encoder = zstdEncoder(secrets.zstdLevel)
@@ -100,7 +100,7 @@ export class Sealer {
     if (writer === undefined) {
       const number = job.sparePackNumbers[kind === CHUNK_KINDS.data ? 0 : 1]
       writer = new PackWriter({ directory: this.#secrets.spoolDirectory, number, kind, repositoryId: this.#secrets.repositoryId,
-        packKey: this.#secrets.packKey, effects: this.#effects, random: systemRandom, encoder: this.#encoder })
+        packKey: this.#secrets.packKey, effects: this.#effects, random: this.random, encoder: this.#encoder })
       this.#open.set(kind, writer)
       result.opened.push(number)
     }

@@ -32,19 +32,25 @@ async function assertWhole(world: World, repository: LocalRepository, promised: 
 }
 
 /** A dead process never answers: its caller gives up once nothing can move any more. */
-async function untilLongDead(world: World): Promise<void> {
-  for (let turns = 0; turns < 200; turns += world.isDead() ? 1 : 0) await new Promise((resolve) => setImmediate(resolve))
+async function untilLongDead(world: World, answered: AbortSignal): Promise<void> {
+  for (let turns = 0; turns < 200 && !answered.aborted; turns += world.isDead() ? 1 : 0) await new Promise((resolve) => setImmediate(resolve))
 }
 
 async function surviveCut(t: TestContext, cut: Cut, powerLoss: boolean): Promise<void> {
   const { world, repository, before } = await startWorld(t)
   if (cut.where === 'file') world.effects.arm(cut)
   else world.index.arm({ step: cut.step, mode: cut.mode === 'before' ? 'before' : 'after' })
+  const answered = new AbortController()
   const acknowledged = await Promise.race([
-    pushTree(repository, DURING).catch((error: unknown) => { assert.ok(error instanceof Error) }), untilLongDead(world)])
-  while (!world.isDead()) await new Promise((resolve) => setImmediate(resolve)) // what follows the acknowledgement can be cut too
+    pushTree(repository, DURING).catch((error: unknown) => { assert.ok(error instanceof Error) }), untilLongDead(world, answered.signal)])
+  answered.abort()
+  // What follows the acknowledgement can be cut too.
+  for (let turns = 0; !world.isDead(); turns++) {
+    assert.ok(turns < 100_000, 'the scripted crash fired')
+    await new Promise((resolve) => setImmediate(resolve))
+  }
   world.effects.arm({ step: 0, mode: 'before' }) // whatever of the dead process still runs has no effect
-  await new Promise((resolve) => setImmediate(resolve))
+  await world.effects.settled()
   if (powerLoss) world.effects.loseUnsynced(world.directory)
   world.effects.arm()
   world.index.arm()

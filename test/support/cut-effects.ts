@@ -21,6 +21,8 @@ export interface CutEffects extends FileEffects {
   readonly steps: readonly FileStep[]
   readonly isDead: boolean
   arm(cut?: Cut): void
+  /** Resolves when no effect is under way: what a dead process had begun must not end in the life of the next. */
+  settled(): Promise<void>
   /** Closes what the dead process held open, then undoes below `root` what nothing made durable. */
   loseUnsynced(root: string): void
 }
@@ -35,6 +37,7 @@ export function cutEffects(inner: FileEffects = nodeFileEffects): CutEffects {
   const durableBytes = new Map<number, number>() // by inode, of files written through here
   let cut: Cut | undefined
   let isDead = false
+  const underWay = new Set<Promise<unknown>>()
 
   /** Counts one step, dies before it or says how far it goes. */
   function begin(step: FileStep): { extent: Extent; isLast: boolean } {
@@ -48,7 +51,9 @@ export function cutEffects(inner: FileEffects = nodeFileEffects): CutEffects {
   }
   async function run<T>(step: FileStep, work: (extent: Extent) => Promise<T>): Promise<T> {
     const { extent, isLast } = begin(step)
-    const result = await work(extent)
+    const running = work(extent)
+    underWay.add(running)
+    const result = await running.finally(() => { underWay.delete(running) })
     if (isLast) throw new SimulatedCrash(`cut after ${step}`)
     return result
   }
@@ -92,6 +97,7 @@ export function cutEffects(inner: FileEffects = nodeFileEffects): CutEffects {
     steps,
     get isDead() { return isDead },
     arm: (at) => { cut = at; steps.length = 0; isDead = false },
+    settled: async () => { while (underWay.size > 0) await Promise.allSettled(underWay) },
     loseUnsynced: (root) => {
       for (const fd of openDescriptors) fs.closeSync(fd)
       openDescriptors.clear()
@@ -117,7 +123,7 @@ export function cutEffects(inner: FileEffects = nodeFileEffects): CutEffects {
     }),
     truncate: (fd, bytes) => run('truncate', () => inner.truncate(fd, bytes)),
     fsync: (fd) => run('fsync', async () => { await inner.fsync(fd); noteSync(fd) }),
-    close: (fd) => run('close', async () => { await inner.close(fd); openDescriptors.delete(fd) }),
+    close: (fd) => run('close', async () => { openDescriptors.delete(fd); await inner.close(fd) }),
     rename: (from, to) => run('rename', async () => { const note = beforeName(to, from); await inner.rename(from, to); note() }),
     link: (from, to) => run('link', async () => { const note = beforeName(to); await inner.link(from, to); note() }),
     unlink: (path) => run('unlink', async () => { const note = beforeName(path); await inner.unlink(path); note() }),
@@ -139,7 +145,7 @@ export function cutEffects(inner: FileEffects = nodeFileEffects): CutEffects {
     },
     truncateSync: (fd, bytes) => { runSync('truncate', () => { inner.truncateSync(fd, bytes) }) },
     fsyncSync: (fd) => { runSync('fsync', () => { inner.fsyncSync(fd); noteSync(fd) }) },
-    closeSync: (fd) => { runSync('close', () => { inner.closeSync(fd); openDescriptors.delete(fd) }) },
+    closeSync: (fd) => { runSync('close', () => { openDescriptors.delete(fd); inner.closeSync(fd) }) },
     renameSync: (from, to) => { runSync('rename', () => { const note = beforeName(to, from); inner.renameSync(from, to); note() }) },
     linkSync: (from, to) => { runSync('link', () => { const note = beforeName(to); inner.linkSync(from, to); note() }) },
     unlinkSync: (path) => { runSync('unlink', () => { const note = beforeName(path); inner.unlinkSync(path); note() }) },

@@ -1,4 +1,5 @@
 /** The sealing of production without threads, so that crash tests own every effect and its order. */
+import type { Random } from '../../src/core/random.js'
 import type { PackNumber, RepositoryId } from '../../src/core/ids.js'
 import { openBlock, packSecret } from '../../src/repo/pack-format.js'
 import { Sealer, type SealSecrets, type StoreJob, type StoreResult } from '../../src/repo/seal-job.js'
@@ -7,10 +8,10 @@ import type { FileEffects } from '../../src/store/file-effects.js'
 
 export class InlineSealPool implements SealPool {
   readonly #sealers = new Map<RepositoryId, Sealer>()
-  constructor(readonly effects: FileEffects) {}
+  constructor(readonly effects: FileEffects, readonly random: Random) {}
   open(secrets: SealSecrets, listener: SealListener): void {
     this.#sealers.set(secrets.repositoryId, new Sealer(secrets, (pack) => { listener.onSealed(pack) },
-      (number: PackNumber, error) => { listener.onLost(number, error as Error) }, this.effects))
+      (number: PackNumber, error) => { listener.onLost(number, error as Error) }, this.effects, this.random))
   }
   async store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: ArrayBuffer }> {
     await Promise.resolve()

@@ -10,17 +10,36 @@ import { hashChunk } from '../../src/core/hash.js'
 import { CHUNK_KINDS, parseSessionId, type ChunkKind, type SessionId } from '../../src/core/ids.js'
 import type { CommitRequest, OpenSessionReply, SnapshotStatistics } from '../../src/core/messages.js'
 import { encodeNode, NODE_TYPES } from '../../src/core/node-format.js'
-import { systemRandom } from '../../src/core/random.js'
+import type { Random } from '../../src/core/random.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
 import { createRepository, openRepository, type OpenRepositoryDeps } from '../../src/repo/open-repository.js'
 import type { RepositoryEvent } from '../../src/repo/repository-parts.js'
+import type { FileEffects } from '../../src/store/file-effects.js'
 import type { ObjectStore } from '../../src/store/object-store.js'
-import { cutEffects } from './cut-effects.js'
+import { cutEffects, SimulatedCrash } from './cut-effects.js'
 import { cutIndex } from './cut-index.js'
 import { InlineSealPool } from './inline-seal-pool.js'
+import { seeded } from './odd-tree.js'
 
 /** A dead process must not wake up: no pause ever ends here, so no test waits for one. */
 const clock: Clock = { ...systemClock, sleep: () => new Promise(() => undefined) }
+
+/** Names of packs, and with them the folders an upload must make, are the same in every world: so are the steps. */
+function seededRandom(): Random {
+  const next = seeded(2026)
+  return { bytes: (count) => Buffer.from(Array.from({ length: count }, () => Math.floor(next() * 256))), fraction: next }
+}
+
+/** What a dead process left waiting never acts on the next one's files. */
+function ofOneLife(effects: FileEffects, life: number, current: () => number): FileEffects {
+  return new Proxy(effects, {
+    get: (target, name: keyof FileEffects) => {
+      if (life === current()) return target[name]
+      const dead = new SimulatedCrash('the process is dead')
+      return name.endsWith('Sync') ? () => { throw dead } : () => Promise.reject(dead)
+    },
+  })
+}
 
 const STATISTICS: SnapshotStatistics = { files: 1, directories: 1, others: 0, sourceBytes: 1, bytesRead: 1, chunksTotal: 3, chunksSent: 3, bytesSent: 1,
   bytesOnWire: 1, errors: 0, durationMs: 1, cpuMs: 1 }
@@ -45,12 +64,15 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
   const effects = cutEffects()
   const index = cutIndex(effects)
   const events: RepositoryEvent[] = []
+  const random = seededRandom()
   const { openFileStore } = await import('../../src/store/file-store.js')
-  const depsFor = (clean: boolean): OpenRepositoryDeps => ({
-    pool: new InlineSealPool(effects), clock, random: systemRandom, effects, spoolBytesMax: 2 ** 30, commitWaitMs: 3_600_000, zstdLevel: 1,
+  let lives = 0
+  const depsFor = (clean: boolean): OpenRepositoryDeps => depsOf(clean, ofOneLife(effects, ++lives, () => lives))
+  const depsOf = (clean: boolean, effects: FileEffects): OpenRepositoryDeps => ({
+    pool: new InlineSealPool(effects, random), clock, random, effects, spoolBytesMax: 2 ** 30, commitWaitMs: 3_600_000, zstdLevel: 1,
     report: (_name, event) => { events.push(event) },
     openTarget: async (url, create) => {
-      const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random: systemRandom })
+      const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random })
       return wrapTarget?.(store) ?? store
     },
     openIndex: () => index.open(clean),
