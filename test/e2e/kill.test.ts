@@ -68,7 +68,7 @@ describe('kill -9', () => {
       const after = (await world.json(['stats']))[0]!['rawBytes'] as number
       assert.equal(statistics['bytesSent'], after - before, 'all that was sent was new to the server')
       const again = (await world.json(['backup', tree.path, '--source', 'again', '--no-parent'])).find((line) => line['type'] === 'snapshot')!
-      assert.equal((again['statistics'] as Record<string, number>)['bytesSent'], 0)
+      assert.ok((again['statistics'] as Record<string, number>)['bytesSent']! < 1000, 'at most the folders above the tree: others make files beside it')
     }
     await assertWhole(t, world, acknowledged)
   })
