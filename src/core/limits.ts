@@ -44,7 +44,7 @@ export const LIMITS = Object.freeze({
   packBytesMax: 128 * MiB,
   /** A signed snapshot record. */
   snapshotBytesMax: 1 * MiB,
-  /** A session with no request for this long is closed by the server; closing is always safe (docs/gc.md). */
+  /** A session with no request for this long is closed by the server; closing is always safe (docs/concurrency.md). */
   sessionIdleMs: 6 * 3600 * 1000,
   /** Bytes of local spool before pushes are told to wait (configurable). */
   spoolBytesDefault: 8 * GiB,

@@ -87,8 +87,8 @@ test('a pack of another repository is named as such', async (t) => {
 })
 
 test('a pack written by the first release is read forever', async () => {
-  // test/compat/pack-v1.pack was written by writePack above; compression may change its bytes, never its meaning.
-  const frozen = await readFile(join(process.cwd(), 'test', 'compat', 'pack-v1.pack'))
+  // test/formats/fixtures/pack-v1.pack was written by writePack above; compression may change its bytes, never its meaning.
+  const frozen = await readFile(join(process.cwd(), 'test', 'formats', 'fixtures', 'pack-v1.pack'))
   assert.equal(digest(frozen).toString('hex'), 'eba2e45b3ae263df16194e7879fad108fd80bb67b6ad6b899531b15b11adc0f6')
   assert.deepEqual(await readAll(frozen), CHUNKS)
 })
