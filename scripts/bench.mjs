@@ -1,0 +1,25 @@
+// npm run bench: builds, then measures Roost beside restic and borg, and its parts by themselves (docs/benchmarks.md).
+//
+//   npm run bench                                 the comparison, on system files of this machine, then the parts
+//   npm run bench -- --data DIR [--image FILE]    the comparison on given data
+//   npm run bench -- --only tree|image|parts      one of them; --rounds N repeats the comparison and shows medians
+//   npm run bench -- --only index --chunks N      the index at N chunks (1 000 000 and 10 000 000 without)
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { build, installIfNeeded, ROOT, run } from './prepare.mjs'
+
+const given = process.argv.slice(2)
+const only = given.includes('--only') ? given[given.indexOf('--only') + 1] : undefined
+const chunks = given.includes('--chunks') ? [given[given.indexOf('--chunks') + 1]] : ['1000000', '10000000']
+
+installIfNeeded()
+build()
+const bench = (name, ...args) => {
+  const file = join('dist', 'bench', `${name}.js`)
+  if (!existsSync(join(ROOT, file))) throw new Error(`${file} was not built`)
+  if (!given.includes('--json')) console.log(`\n== ${name} ${args.join(' ')}`)
+  run(process.execPath, [file, ...args])
+}
+if (only === undefined || only === 'tree' || only === 'image') bench('compare-bench', ...given)
+if (only === undefined || only === 'parts') for (const name of ['chunker-bench', 'pack-bench', 'missing-bench']) bench(name)
+if (only === undefined || only === 'parts' || only === 'index') for (const count of chunks) bench('index-bench', count)
