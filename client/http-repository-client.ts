@@ -18,7 +18,7 @@ import type {
 import { zstdDecode } from '../src/core/zstd.js'
 import { MEDIA, ROUTES, routePath } from '../src/protocol/routes.js'
 import { ClientError } from './client-errors.js'
-import type { Call, ReadChunk, RepositoryClient, ServerClient } from './repository-client.js'
+import type { Call, PutCall, ReadChunk, RepositoryClient, ServerClient } from './repository-client.js'
 import type { Transport, TransportRequest } from './transport.js'
 
 /** Commits wait for packs to be durable, checks read whole targets: both may be silent for long. */
@@ -55,10 +55,10 @@ export class HttpRepositoryClient implements RepositoryClient {
     if (bitmap.byteLength !== bitmapBytes) throw malformedReply(`the bitmap of ${count} chunks has ${bitmap.byteLength} bytes`)
     return bitmap
   }
-  async putChunks(session: SessionId, parts: readonly Uint8Array[], frames: number, call?: Call): Promise<FrameVerdict[]> {
+  async putChunks(session: SessionId, parts: readonly Uint8Array[], frames: number, call?: PutCall): Promise<FrameVerdict[]> {
     const verdicts = await this.#transport.bytes({
       method: 'POST', path: this.#path(ROUTES.sessionChunks, { session }), parts, contentType: MEDIA.frames,
-      accept: MEDIA.verdicts, ...signalOf(call),
+      accept: MEDIA.verdicts, ...signalOf(call), ...(call?.onSent === undefined ? {} : { onSent: call.onSent }),
     }, frames)
     if (verdicts.byteLength !== frames) throw malformedReply(`${verdicts.byteLength} verdicts came for ${frames} frames`)
     for (const verdict of verdicts)

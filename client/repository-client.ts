@@ -8,6 +8,8 @@ import type {
 } from '../src/core/messages.js'
 
 export interface Call { readonly signal?: AbortSignal }
+/** `onSent`: the body is on its way whole, the server works on it; once for each attempt. */
+export interface PutCall extends Call { readonly onSent?: () => void }
 
 /** A chunk as it arrived; the caller verifies its id (verifiedChunks in client/read-chunks.ts does). `bytes` undefined = the server has it
  *  not, or only damaged. `index` is the place in the request. */
@@ -18,7 +20,7 @@ export interface RepositoryClient {
   /** Bitmap, bit set = missing. */
   findMissing(session: SessionId, idProofs: Buffer, call?: Call): Promise<Buffer>
   /** `parts`: frame headers and payloads in order; total bytes known. */
-  putChunks(session: SessionId, parts: readonly Uint8Array[], frames: number, call?: Call): Promise<FrameVerdict[]>
+  putChunks(session: SessionId, parts: readonly Uint8Array[], frames: number, call?: PutCall): Promise<FrameVerdict[]>
   /** Chunks in the server's order, each requested index exactly once. @throws BODY_TRUNCATED when the stream was cut. */
   readChunks(session: SessionId, ids: Buffer, call?: Call): AsyncIterable<ReadChunk>
   commit(session: SessionId, request: CommitRequest, call?: Call): Promise<CommitReply>

@@ -50,6 +50,8 @@ export interface TransportRequest {
   readonly repeatable?: boolean
   readonly idleMs?: number
   readonly signal?: AbortSignal
+  /** The body was handed over to the network whole; once for each attempt. */
+  readonly onSent?: () => void
 }
 
 const RETRY_FOR_MS = 5 * 60_000
@@ -150,6 +152,7 @@ export class Transport {
       // Stays registered: an error after the reply began shows on the reply as well, and must not crash the process here.
       outgoing.on('error', reject)
     })
+    if (request.onSent !== undefined) outgoing.once('finish', request.onSent)
     watchSilence(outgoing, request.idleMs ?? this.#options.idleMs ?? IDLE_MS)
     try {
       // Whichever comes first: a refusal may arrive while the body is still being written.

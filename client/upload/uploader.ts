@@ -104,23 +104,26 @@ export class Uploader {
       let taken = 0
       await this.#bodies.within(1, this.#options.signal, async () => {
         this.#wire.begin(this.#options.clock.monotonicMs())
-        let sentBytes = 0
+        let isOnItsWay = false
+        const sent = (bytes: number): void => {
+          if (!isOnItsWay) this.#wire.end(bytes, this.#options.clock.monotonicMs())
+          isOnItsWay = true
+        }
         try {
           const body = this.#makeBody(arena, chunks, from, codec)
           taken = body.chunks.length
-          await this.#put(arena, body, outcome)
-          sentBytes = body.plaintextBytes
+          await this.#put(arena, body, outcome, () => { sent(body.plaintextBytes) })
         } finally {
-          this.#wire.end(sentBytes, this.#options.clock.monotonicMs())
+          sent(0)
         }
       })
       from += taken
     }
     return outcome
   }
-  async #put(arena: Arena, body: Body, outcome: { undecided: number[]; damaged: number[] }): Promise<void> {
+  async #put(arena: Arena, body: Body, outcome: { undecided: number[]; damaged: number[] }, onSent: () => void): Promise<void> {
     const { client, session, signal, clock } = this.#options
-    const verdicts = await client.putChunks(session, body.parts, body.chunks.length, { signal })
+    const verdicts = await client.putChunks(session, body.parts, body.chunks.length, { signal, onSent })
     this.#lastRequestMs = clock.monotonicMs()
     this.counters.bytesOnWire += body.wireBytes
     body.chunks.forEach((chunk, i) => {
