@@ -52,13 +52,14 @@ export function frameId(table: FrameTable, i: number): Buffer {
   return table.body.subarray(at, at + CHUNK_ID_BYTES)
 }
 
-/** Checks every header and bound of a whole body. Linear; ids are not yet verified.
+/** Checks every header and bound of a whole body. Linear; ids are not yet verified. The plaintext of all frames together is bounded like the
+ *  body itself: small compressed frames must not unfold to more memory than was admitted.
  *  @throws {RoostError} FRAME_MALFORMED, LIMIT_EXCEEDED */
 export function parseFrames(body: Buffer): FrameTable {
   const limit = LIMITS.bodyFramesMax
   let rawBytes = new Uint32Array(256), wireBytes = new Uint32Array(256), payloadAt = new Uint32Array(256)
   let kinds = new Uint8Array(256), codecs = new Uint8Array(256)
-  let at = 0, count = 0
+  let at = 0, count = 0, rawTotal = 0
   while (at < body.byteLength) {
     if (count === limit) throw new RoostError('LIMIT_EXCEEDED', `A body holds at most ${limit} frames.`, { limit })
     if (at + FRAME_HEADER_BYTES > body.byteLength) throw frameMalformed('a header is cut short', at)
@@ -81,6 +82,9 @@ export function parseFrames(body: Buffer): FrameTable {
     if (raw === 0 || raw > rawMax) throw frameMalformed(`its length ${raw} is out of bounds`, at)
     if (codec === WIRE_CODECS.raw ? wire !== raw : wire > raw) throw frameMalformed('its lengths disagree', at)
     if (wire > body.byteLength - at - FRAME_HEADER_BYTES) throw frameMalformed('its payload is cut short', at)
+    rawTotal += raw
+    if (rawTotal > LIMITS.bodyBytesMax)
+      throw new RoostError('LIMIT_EXCEEDED', `The chunks of a body have at most ${LIMITS.bodyBytesMax} bytes together.`, { limit: LIMITS.bodyBytesMax })
     rawBytes[count] = raw; wireBytes[count] = wire; payloadAt[count] = at + FRAME_HEADER_BYTES
     kinds[count] = kind; codecs[count] = codec
     count++

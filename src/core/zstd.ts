@@ -1,5 +1,6 @@
 /** zstd with reused contexts. Synchronous by nature: servers call it in worker threads. The only importer of zstd-napi. */
-import { Compressor, Decompressor } from 'zstd-napi'
+import { Compressor } from 'zstd-napi'
+import binding from 'zstd-napi/binding.js'
 
 export interface ZstdEncoder { encode(bytes: Uint8Array): Buffer }
 /** Holds a compression context (about 1 MiB at level 1); make one per thread and level. */
@@ -9,15 +10,16 @@ export function zstdEncoder(level: number): ZstdEncoder {
   return { encode: (bytes) => compressor.compress(bytes) }
 }
 
-let decompressor: Decompressor | undefined
+let context: binding.DCtx | undefined
 /** Exactly `rawBytes` of plaintext, or undefined when the frame is damaged or holds any other length.
- *  Memory: the frame's own claim is compared with `rawBytes` before anything is allocated. */
+ *  Memory: `rawBytes`, whatever the input claims or holds. The package's own Decompressor would size its buffer by all frames of the
+ *  input, or grow it as they go: a hostile second frame could take gigabytes. */
 export function zstdDecode(bytes: Uint8Array, rawBytes: number): Buffer | undefined {
   if (zstdContentBytes(bytes) !== rawBytes) return undefined
-  decompressor ??= new Decompressor()
+  context ??= new binding.DCtx()
+  const plain = Buffer.allocUnsafe(rawBytes)
   try {
-    const plain = decompressor.decompress(bytes)
-    return plain.byteLength === rawBytes ? plain : undefined
+    return context.decompress(plain, bytes) === rawBytes ? plain : undefined
   } catch {
     // zstd reports a damaged frame by throwing; the caller names which frame.
     return undefined

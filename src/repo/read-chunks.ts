@@ -24,10 +24,11 @@ export async function* readChunks(parts: RepositoryParts, session: SessionRow, i
   for (const [row, status] of (await readability(parts, session, ids, locations)).entries())
     if (status === READ_STATUS.ok) rows.push(row)
     else yield emptyFrame(row, status)
-  for await (const block of parts.reader.blocks(locations, rows, signal)) {
-    signal.throwIfAborted()
-    yield await frameBlock(parts, session, ids, locations, block)
-  }
+  for await (const block of parts.reader.blocks(locations, rows, signal))
+    for (const part of splitRows(block, locations)) {
+      signal.throwIfAborted()
+      yield await frameBlock(parts, session, ids, locations, part)
+    }
   yield encodeReadFrameHeader({ index: READ_END, rawBytes: 0, wireBytes: 0, status: READ_STATUS.ok, kind: 0, codec: WIRE_CODECS.raw })
 }
 
@@ -46,6 +47,21 @@ async function readability(parts: RepositoryParts, session: SessionRow, ids: Buf
   })
 }
 
+/** Parts of a block that are framed at once. A request may name one chunk thousands of times: what is held stays as large as one chunk. */
+function* splitRows(block: ReadBlock, locations: Locations): Generator<ReadBlock> {
+  let rows: number[] = [], bytes = 0
+  for (const row of block.rows) {
+    const rawBytes = locations.rawBytes[row]!
+    if (rows.length > 0 && bytes + rawBytes > LIMITS.chunkBytesMax) {
+      yield { bytes: block.bytes, rows }
+      rows = []
+      bytes = 0
+    }
+    rows.push(row)
+    bytes += rawBytes
+  }
+  yield { bytes: block.bytes, rows }
+}
 /** One buffer with the frames of one block: few large writes instead of many small ones. */
 async function frameBlock(parts: RepositoryParts, session: SessionRow, ids: Buffer, locations: Locations, block: ReadBlock): Promise<Buffer> {
   const { bytes, rows } = block
