@@ -157,7 +157,7 @@ export class Uploader {
   #compress(bytes: Buffer): Buffer | undefined {
     this.#encoder ??= zstdEncoder(ZSTD_LEVEL)
     const compressed = this.#encoder.encode(bytes)
-    return compressed.byteLength < bytes.byteLength - (bytes.byteLength >> 4) ? compressed : undefined
+    return compressed.byteLength < bytes.byteLength - (bytes.byteLength >> 4) ? Buffer.from(compressed) : undefined
   }
   /** Whose fault it is: hashing the bytes again tells this machine's memory from the way to the server. */
   #damageOf(arena: Arena, chunk: number): ClientError {

@@ -33,7 +33,7 @@ export const LIMITS = Object.freeze({
   /** Bytes of chunk bodies that the server holds at once, over all sessions (configurable; this is the default). */
   admissionBytesDefault: 72 * MiB,
   /** Plaintext gathered into one sealed block; measured knee of ratio and read amplification (docs/benchmarks.md). */
-  blockRawBytesTarget: 1 * MiB,
+  blockRawBytesTarget: 2 * MiB,
   /** A data pack is sealed at the first body boundary past this. */
   dataPackBytesTarget: 64 * MiB,
   /** A node pack likewise; smaller, so that structure alone can be fetched cheaply. */

@@ -51,7 +51,7 @@ export class LocalRepository implements Repository {
     await this.#sessions.requirePush(sessionId)
     return findMissing(this.#parts, sessionId, idProofs)
   }
-  async putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: ArrayBuffer }> {
+  async putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: SharedArrayBuffer }> {
     signal.throwIfAborted()
     await this.#sessions.requirePush(sessionId)
     return this.#putter.put(sessionId, body)

@@ -77,13 +77,28 @@ export function sealBlock(secret: PackSecret, offset: number, parts: readonly Ui
 }
 function sealPart(secret: PackSecret, offset: number, label: number, associated: Buffer, parts: readonly Uint8Array[],
   encoder: ZstdEncoder): Buffer[] {
-  const raw = parts.length === 1 ? parts[0]! : Buffer.concat(parts)
+  const raw = gather(parts)
   const encoded = encoder.encode(raw)
   const worthIt = encoded.byteLength < raw.byteLength * (1 - SAVING_MIN)
   const prefix = Buffer.alloc(SEALED_PREFIX_BYTES)
   prefix[0] = worthIt ? CODECS.zstd : CODECS.stored
   prefix.writeUInt32LE(raw.byteLength, 1)
   return seal(secret.key, nonceAt(offset, label), associated, [prefix, worthIt ? encoded : raw])
+}
+
+/** Where the parts of a block are brought together: one for each thread, because sealing never waits. Fresh memory for each block would
+ *  cost more than the copy. */
+let gathered = Buffer.alloc(0)
+/** The parts as one run of bytes that is not shared with another thread, valid until the next call. */
+function gather(parts: readonly Uint8Array[]): Buffer {
+  const bytes = parts.reduce((sum, part) => sum + part.byteLength, 0)
+  if (gathered.byteLength < bytes) gathered = Buffer.allocUnsafeSlow(bytes)
+  let at = 0
+  for (const part of parts) {
+    gathered.set(part, at)
+    at += part.byteLength
+  }
+  return gathered.subarray(0, bytes)
 }
 
 /** The plaintext of a block. @throws {RoostError} PACK_CORRUPT unless every byte is as it was sealed. */

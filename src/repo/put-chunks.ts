@@ -17,7 +17,7 @@ export class ChunkPutter {
   constructor(parts: RepositoryParts) { this.#parts = parts }
 
   /** @throws {RoostError} FRAME_MALFORMED; LIMIT_EXCEEDED; SPOOL_FULL; SESSION_LOST */
-  async put(session: SessionId, body: FrameBody): Promise<{ verdicts: Buffer; recycled: ArrayBuffer }> {
+  async put(session: SessionId, body: FrameBody): Promise<{ verdicts: Buffer; recycled: SharedArrayBuffer }> {
     const { intake, pool, repositoryId } = this.#parts
     const table = parseFrames(Buffer.from(body.buffer, 0, body.bytes))
     await intake.requireRoom()

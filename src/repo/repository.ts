@@ -19,7 +19,7 @@ export interface CheckOptions {
 }
 /** A body of chunk frames in memory of its own. Ownership passes to the repository with the call and comes back with
  *  the result (a worker thread has it meanwhile). */
-export interface FrameBody { readonly buffer: ArrayBuffer; readonly bytes: number }
+export interface FrameBody { readonly buffer: SharedArrayBuffer; readonly bytes: number }
 
 export interface Repository {
   readonly name: string
@@ -32,7 +32,7 @@ export interface Repository {
   /** Reply: bitmap, bit set = missing. */
   findMissing(sessionId: SessionId, idProofs: Buffer): Promise<Buffer>
   /** Reply: one FrameVerdict byte per frame, and the buffer back for reuse. */
-  putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: ArrayBuffer }>
+  putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: SharedArrayBuffer }>
   /** Encoded read frames in the order of the packs, ending with the READ_END frame. */
   readChunks(sessionId: SessionId, ids: Buffer, signal: AbortSignal): AsyncIterable<Buffer>
   commit(sessionId: SessionId, request: CommitRequest, signal: AbortSignal): Promise<CommitReply>

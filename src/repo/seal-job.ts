@@ -21,7 +21,7 @@ export interface SealSecrets {
 export const FRAME_ACTIONS = { store: 0, verifyOnly: 1 } as const
 
 export interface StoreJob {
-  readonly buffer: ArrayBuffer
+  readonly buffer: SharedArrayBuffer
   readonly bytes: number
   /** One FRAME_ACTIONS byte per frame. */
   readonly actions: Uint8Array
@@ -77,7 +77,7 @@ export class Sealer {
     for (let i = 0; i < table.count; i++) {
       const at = table.payloadAt[i]!
       const wire = table.body.subarray(at, at + table.wireBytes[i]!)
-      const bytes = table.codecs[i] === WIRE_CODECS.raw ? wire : zstdDecode(wire, table.rawBytes[i]!)
+      const bytes = table.codecs[i] === WIRE_CODECS.raw ? wire : zstdDecode(Buffer.from(wire), table.rawBytes[i]!)
       if (bytes === undefined) { result.verdicts[i] = FRAME_VERDICTS.undecodable; continue }
       const idProof = hashChunk(this.#secrets.dedupKey, bytes, table.kinds[i] as ChunkKind)
       if (idProof.compare(frameId(table, i), 0, 32, 0, 32) !== 0) { result.verdicts[i] = FRAME_VERDICTS.digestMismatch; continue }

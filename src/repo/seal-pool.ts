@@ -19,7 +19,7 @@ export interface SealPool {
   open(secrets: SealSecrets, listener: SealListener): void
   /** Resolves when the chunks are written to the spool (not yet durable). The buffer's ownership passes and comes back.
    *  `accept` runs before any `onSealed` of a pack that got some of these chunks. */
-  store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: ArrayBuffer }>
+  store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: SharedArrayBuffer }>
   /** Resolves when every pack opened before the call was announced sealed or lost. */
   flush(repository: RepositoryId): Promise<void>
   /** Opens one sealed block. `sealed` is consumed. @throws {RoostError} PACK_CORRUPT */
@@ -65,7 +65,7 @@ export class ThreadSealPool implements SealPool {
       const call = thread.calls.get(message.call)
       assert(call !== undefined, 'every reply belongs to a call')
       thread.calls.delete(message.call)
-      if (message.type === 'failed') call.reject(Object.assign(toError(message.failure), { buffer: message.buffer }))
+      if (message.type === 'failed') call.reject(toError(message.failure))
       else {
         if (message.type === 'stored') call.accept?.(message.result)
         call.resolve(message)
@@ -95,10 +95,10 @@ export class ThreadSealPool implements SealPool {
     for (const { worker } of this.#threads)
       worker.postMessage({ type: 'open', repository: secrets.repositoryId, secrets } satisfies ToSealWorker)
   }
-  async store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: ArrayBuffer }> {
+  async store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: SharedArrayBuffer }> {
     const message = { type: 'store', call: this.#nextCall++, repository, job } as const
-    const reply = await this.#call<'stored'>(this.#idlest(), message, [job.buffer], accept)
-    return { result: reply.result, buffer: reply.buffer }
+    const reply = await this.#call<'stored'>(this.#idlest(), message, [], accept)
+    return { result: reply.result, buffer: job.buffer }
   }
   async flush(repository: RepositoryId): Promise<void> {
     await Promise.all(this.#threads.map((thread) => this.#call<'flushed'>(thread, { type: 'flush', call: this.#nextCall++, repository }, [])))

@@ -20,10 +20,10 @@ export interface SealedMessage {
   readonly file: string; readonly storedBytes: number; readonly rawBytes: number; readonly entries: PackEntries
 }
 export type FromSealWorker =
-  | { readonly type: 'stored'; readonly call: number; readonly result: StoreResult; readonly buffer: ArrayBuffer }
+  | { readonly type: 'stored'; readonly call: number; readonly result: StoreResult }
   | { readonly type: 'flushed'; readonly call: number }
   | { readonly type: 'decoded'; readonly call: number; readonly block: ArrayBuffer; readonly offset: number; readonly bytes: number }
-  | { readonly type: 'failed'; readonly call: number; readonly failure: WireFailure; readonly buffer: ArrayBuffer | undefined }
+  | { readonly type: 'failed'; readonly call: number; readonly failure: WireFailure }
   | SealedMessage
   | { readonly type: 'lost'; readonly repository: RepositoryId; readonly number: PackNumber; readonly failure: WireFailure }
 
@@ -56,7 +56,7 @@ function serve(port: NonNullable<typeof parentPort>): void {
       }
       case 'store': {
         const result = sealerOf(message.repository).store(message.job)
-        send({ type: 'stored', call: message.call, result, buffer: message.job.buffer }, [message.job.buffer])
+        send({ type: 'stored', call: message.call, result })
         return
       }
       case 'flush':
@@ -76,8 +76,7 @@ function serve(port: NonNullable<typeof parentPort>): void {
   port.on('message', (message: ToSealWorker) => {
     handle(message).catch((error: unknown) => {
       if ('call' in message)
-        send({ type: 'failed', call: message.call, failure: describeFailure(error), buffer: message.type === 'store' ? message.job.buffer : undefined },
-          message.type === 'store' ? [message.job.buffer] : [])
+        send({ type: 'failed', call: message.call, failure: describeFailure(error) })
       else throw error
     })
   })

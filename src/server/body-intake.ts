@@ -1,4 +1,4 @@
-/** The way of every body into the server: reserve, read, use, release. Chunk bodies come as memory that may be transferred. */
+/** The way of every body into the server: reserve, read, use, release. Chunk bodies come as memory that other threads can see. */
 import type { Readable } from 'node:stream'
 import type { Clock } from '../core/clock.js'
 import type { FrameBody } from '../repo/repository.js'
@@ -22,7 +22,7 @@ export class BodyIntake {
   /** Runs `use` with the whole body. `use` may give the memory (or what it was exchanged for) back as `recycled`.
    *  Shape: the reservation covers the body until `use` settles.
    *  @throws {RoostError} SERVER_BUSY, TOO_MANY_REQUESTS, BODY_TRUNCATED, REQUEST_TIMEOUT, and what `use` throws */
-  async within<T extends { readonly recycled?: ArrayBuffer }>(incoming: IncomingBody, use: (body: FrameBody) => Promise<T>): Promise<T> {
+  async within<T extends { readonly recycled?: SharedArrayBuffer }>(incoming: IncomingBody, use: (body: FrameBody) => Promise<T>): Promise<T> {
     const { admission, buffers, clock } = this.#deps
     const { bytes, signal } = incoming
     const release = await admission.enter({
@@ -45,10 +45,10 @@ export class BodyIntake {
     }
   }
 
-  /** The same for bodies that stay on this thread. */
+  /** The same for bodies that stay on this thread: a copy in memory of its own, which anything may be given. */
   async withinBuffer<T>(incoming: IncomingBody, use: (body: Buffer) => Promise<T>): Promise<T> {
     const { value } = await this.within(incoming, async ({ buffer, bytes }) =>
-      ({ value: await use(Buffer.from(buffer, 0, bytes)), recycled: buffer }))
+      ({ value: await use(Buffer.from(new Uint8Array(buffer, 0, bytes))), recycled: buffer }))
     return value
   }
 }

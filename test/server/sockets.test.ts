@@ -37,7 +37,7 @@ function gate(): { readonly opened: Promise<void>; readonly open: () => void } {
 test('a full-size body over a socket arrives whole, time after time, in the same memory', async (t) => {
   const { server, repository, connect, chunksHead } = await openSocketServer(t)
   const body = Buffer.alloc(LIMITS.bodyBytesMax, 3)
-  const buffers = new Set<ArrayBuffer>()
+  const buffers = new Set<SharedArrayBuffer>()
   repository.onPutChunks = async ({ buffer, bytes }) => {
     buffers.add(buffer)
     assert.ok(Buffer.from(buffer, 0, bytes).equals(body))

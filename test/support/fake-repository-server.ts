@@ -91,7 +91,7 @@ export class FakeRepositoryServer {
     const frames: Buffer[] = []
     for await (const { index, status, bytes } of this.repository.readChunks(parseSessionId(session), ids)) {
       const isZstd = this.readFramesAsZstd && bytes !== undefined
-      const wire = isZstd ? zstdEncoder(1).encode(bytes) : bytes ?? Buffer.alloc(0)
+      const wire = isZstd ? Buffer.from(zstdEncoder(1).encode(bytes)) : bytes ?? Buffer.alloc(0)
       frames.push(encodeReadFrameHeader({
         index, rawBytes: bytes?.byteLength ?? 0, wireBytes: wire.byteLength, kind: CHUNK_KINDS.data,
         status: status === 'ok' ? READ_STATUS.ok : status === 'missing' ? READ_STATUS.missing : READ_STATUS.notReadable,

@@ -71,7 +71,7 @@ export class FakeRepository implements Repository {
     this.#note('findMissing', sessionId, Buffer.from(idProofs))
     return Buffer.alloc(Math.ceil(idProofs.byteLength / 48 / 8), 0xff)
   }
-  async putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: ArrayBuffer }> {
+  async putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: SharedArrayBuffer }> {
     this.#note('putChunks', sessionId, body.bytes)
     await this.onPutChunks(body, signal)
     return { verdicts: Buffer.from([0]), recycled: body.buffer }

@@ -13,7 +13,7 @@ export class InlineSealPool implements SealPool {
     this.#sealers.set(secrets.repositoryId, new Sealer(secrets, (pack) => { listener.onSealed(pack) },
       (number: PackNumber, error) => { listener.onLost(number, error as Error) }, this.effects, this.random))
   }
-  async store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: ArrayBuffer }> {
+  async store(repository: RepositoryId, job: StoreJob, accept: (result: StoreResult) => void): Promise<{ result: StoreResult; buffer: SharedArrayBuffer }> {
     await Promise.resolve()
     const result = this.#sealers.get(repository)!.store(job)
     accept(result)

@@ -86,16 +86,16 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
     } }
 }
 
-export function frameBody(dedupKey: Buffer, chunks: readonly Chunk[]): { buffer: ArrayBuffer; bytes: number } {
+export function frameBody(dedupKey: Buffer, chunks: readonly Chunk[]): { buffer: SharedArrayBuffer; bytes: number } {
   const bytes = chunks.reduce((sum, chunk) => sum + FRAME_HEADER_BYTES + chunk.bytes.byteLength, 0)
-  const body = Buffer.from(new ArrayBuffer(bytes))
+  const body = Buffer.from(new SharedArrayBuffer(bytes))
   let at = 0
   for (const { bytes: raw, kind } of chunks) {
     writeFrameHeader(body, at, { rawBytes: raw.byteLength, wireBytes: raw.byteLength, kind, codec: 0 }, hashChunk(dedupKey, raw, kind).subarray(0, 32))
     body.set(raw, at + FRAME_HEADER_BYTES)
     at += FRAME_HEADER_BYTES + raw.byteLength
   }
-  return { buffer: body.buffer as ArrayBuffer, bytes }
+  return { buffer: body.buffer as SharedArrayBuffer, bytes }
 }
 export const dedupKeyOf = (reply: OpenSessionReply): Buffer => Buffer.from(reply.dedupKey, 'hex')
 
