@@ -55,7 +55,7 @@ function parseHeader(bytes: Buffer): { header: RepositoryHeader; mac: Buffer } {
   }
   const { format, repositoryId, mode, createdAtMs, chunker, mac } = value
   if (format !== 1) throw headerCorrupt(`its format ${JSON.stringify(format)} is unknown to this version`)
-  if (mode !== 'server' || typeof repositoryId !== 'string' || typeof createdAtMs !== 'number' || typeof mac !== 'string' || !isChunker(chunker))
+  if (mode !== 'server' || typeof repositoryId !== 'string' || !/^[0-9a-f]{32}$/.test(repositoryId) || typeof createdAtMs !== 'number' || typeof mac !== 'string' || !isChunker(chunker))
     throw headerCorrupt('a field is missing or malformed')
   const { minBytes, averageBytes, maxBytes, imageChunkBytes } = chunker
   const header = { format, repositoryId: parseRepositoryId(repositoryId), mode, createdAtMs, chunker: { minBytes, averageBytes, maxBytes, imageChunkBytes } } as const
