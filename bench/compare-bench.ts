@@ -21,8 +21,13 @@ const scratch = mkdtempSync(join(tmpdir(), 'roost-bench-'))
 const tellLine = (text: string): void => { if (!values.json) console.log(text) }
 
 const bytesUnder = (path: string): number => existsSync(path) ? Number(execFileSync('du', ['-sb', path], { encoding: 'utf8' }).split('\t')[0]) : 0
-const out = join(scratch, 'restored')
-function freshOut(): string { rmSync(out, { recursive: true, force: true }); mkdirSync(out); return out }
+let restores = 0
+/** Deleted only at the end: ext4 searches long for inodes right after many were freed, which would be counted against the next tool. */
+function freshOut(): string {
+  const out = join(scratch, `restored-${++restores}`)
+  mkdirSync(out)
+  return out
+}
 
 function roost(): Tool {
   const world = new RoostWorld('bench')
@@ -96,7 +101,6 @@ async function compare(workload: Workload, path: string): Promise<void> {
         all.set(key, [...(all.get(key) ?? []), figures])
         if (values.json) console.log(JSON.stringify({ workload, tool: tool.name, step, round, ...figures }))
       })
-      rmSync(out, { recursive: true, force: true })
     }
   tellLine('step       tool     wall s  ×restic  client cpu s  server cpu s  client MiB  server MiB  stored MiB  ×restic')
   for (const step of STEPS) for (const name of ['roost', 'restic', 'borg']) {

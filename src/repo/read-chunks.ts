@@ -8,7 +8,7 @@ import { decodeNode, NODE_REF_BYTES } from '../core/node-format.js'
 import { encodeReadFrameHeader, READ_END, READ_FRAME_HEADER_BYTES, READ_STATUS, WIRE_CODECS, type ReadStatus } from '../core/frames.js'
 import { hasCode, RoostError } from '../core/errors.js'
 import { CHUNK_ID_BYTES, CHUNK_KINDS, type SessionId } from '../core/ids.js'
-import { LIMITS } from '../core/limits.js'
+import { KiB, LIMITS } from '../core/limits.js'
 import { REF_STATES, type Locations, type SessionRow } from '../index/chunk-index.js'
 import { chunkInBlock } from './pack-format.js'
 import type { ReadBlock } from './pack-reader.js'
@@ -27,7 +27,7 @@ export async function* readChunks(parts: RepositoryParts, session: SessionRow, i
   for await (const block of parts.reader.blocks(locations, rows, signal))
     for (const part of splitRows(block, locations)) {
       signal.throwIfAborted()
-      yield await frameBlock(parts, session, ids, locations, part)
+      yield* await frameBlock(parts, session, ids, locations, part)
     }
   yield encodeReadFrameHeader({ index: READ_END, rawBytes: 0, wireBytes: 0, status: READ_STATUS.ok, kind: 0, codec: WIRE_CODECS.raw })
 }
@@ -62,14 +62,18 @@ function* splitRows(block: ReadBlock, locations: Locations): Generator<ReadBlock
   }
   yield { bytes: block.bytes, rows }
 }
-/** One buffer with the frames of one block: few large writes instead of many small ones. */
-async function frameBlock(parts: RepositoryParts, session: SessionRow, ids: Buffer, locations: Locations, block: ReadBlock): Promise<Buffer> {
+/** From here on a chunk is sent from where it is; smaller ones are brought together with their headers, for few large writes. */
+const SENT_IN_PLACE_FROM_BYTES = 64 * KiB
+
+/** The frames of one block, in pieces; some are views of the block. */
+async function frameBlock(parts: RepositoryParts, session: SessionRow, ids: Buffer, locations: Locations, block: ReadBlock): Promise<Buffer[]> {
   const { bytes, rows } = block
-  if (bytes === undefined) return Buffer.concat(rows.map((row) => emptyFrame(row, READ_STATUS.missing)))
-  const total = rows.reduce((sum, row) => sum + READ_FRAME_HEADER_BYTES + locations.rawBytes[row]!, 0)
-  const out = Buffer.allocUnsafe(total)
+  if (bytes === undefined) return [Buffer.concat(rows.map((row) => emptyFrame(row, READ_STATUS.missing)))]
+  const isSentInPlace = (row: number): boolean => locations.rawBytes[row]! >= SENT_IN_PLACE_FROM_BYTES
+  const out = Buffer.allocUnsafe(rows.reduce((sum, row) => sum + READ_FRAME_HEADER_BYTES + (isSentInPlace(row) ? 0 : locations.rawBytes[row]!), 0))
+  const pieces: Buffer[] = []
   const listed: Buffer[] = []
-  let at = 0
+  let from = 0, at = 0
   for (const row of rows) {
     const offset = locations.offsetsInBlock[row]!, rawBytes = locations.rawBytes[row]!
     const kind = locations.kinds[row]!
@@ -80,10 +84,14 @@ async function frameBlock(parts: RepositoryParts, session: SessionRow, ids: Buff
     }
     if (kind === CHUNK_KINDS.node) listed.push(decodeNode(chunk).refs.ids())
     at += encodeReadFrameHeader({ index: row, rawBytes, wireBytes: rawBytes, status: READ_STATUS.ok, kind, codec: WIRE_CODECS.raw }).copy(out, at)
-    at += chunk.copy(out, at)
+    if (isSentInPlace(row)) {
+      pieces.push(out.subarray(from, at), chunk)
+      from = at
+    } else at += chunk.copy(out, at)
   }
+  if (at > from) pieces.push(out.subarray(from, at))
   if (listed.length > 0) await parts.index.inheritRefs(session.sessionId, Buffer.concat(listed))
-  return out.subarray(0, at)
+  return pieces
 }
 function verifiedNode(parts: RepositoryParts, ids: Buffer, row: number, block: Buffer, offset: number, rawBytes: number): Buffer | undefined {
   try {
