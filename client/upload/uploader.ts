@@ -139,14 +139,14 @@ export class Uploader {
 
   /** As many of `chunks` from `from` on as one body takes. */
   #makeBody(arena: Arena, chunks: readonly number[], from: number, codec: WireCodec): Body {
-    const { bodyFramesMax } = this.#options.limits
+    const { bodyFramesMax, bodyBytesMax } = this.#options.limits
     const writer = new BodyWriter(arena)
     let plaintextBytes = 0
     let to = from
     for (; to < chunks.length && to - from < bodyFramesMax; to++) {
       const i = chunks[to]!
       const rawBytes = arena.lengths[i]!
-      if (to > from && writer.bytes + FRAME_HEADER_BYTES + rawBytes > this.#bodyBytesMax) break
+      if (to > from && (writer.bytes + FRAME_HEADER_BYTES + rawBytes > this.#bodyBytesMax || plaintextBytes + rawBytes > bodyBytesMax)) break
       const compressed = codec === WIRE_CODECS.zstd && rawBytes >= COMPRESS_FROM_BYTES ? this.#compress(arena.bytes(i)) : undefined
       if (compressed === undefined) writer.addRaw(i)
       else writer.addCompressed(i, compressed)

@@ -7,7 +7,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { RoostError, hasCode, type ErrorCode } from '../../src/core/errors.js'
-import { CHUNK_KINDS, parseSnapshotId } from '../../src/core/ids.js'
+import { hashChunk } from '../../src/core/hash.js'
+import { CHUNK_KINDS, parseSessionId, parseSnapshotId } from '../../src/core/ids.js'
 import type { ChunkIndex } from '../../src/index/chunk-index.js'
 import { openLmdbIndex } from '../../src/index/lmdb-index.js'
 import {
@@ -16,7 +17,8 @@ import {
 } from '../../src/index/row-codec.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
 import { addPack, bitmap, emptySnapshot, entriesOf, idOf, idsOf, refsOf, sessionIdOf, sessionRow, snapshotIdOf } from '../support/index-fixtures.js'
-import { buildWorld, never, pushTree, restoreTree, type World } from '../support/repository-world.js'
+import { rootOf } from '../support/real-server.js'
+import { buildWorld, dedupKeyOf, never, pushTree, readIds, restoreTree, type World } from '../support/repository-world.js'
 
 const DATA = [Buffer.from('some content of a file'), Buffer.from('and of another one')]
 
@@ -78,6 +80,46 @@ test('a byte flipped anywhere in a pack is found by check, and never read as dat
   assert.deepEqual(await problemsOf(repository), [])
   assert.deepEqual(await restoreTree(repository, snapshot), DATA)
   await repository.close()
+})
+
+test('objects that changed their names are found by check, and give nothing of each other', async (t) => {
+  const world = await buildWorld(t)
+  await world.create()
+  const repository = await world.open(true)
+  const twins = [[Buffer.from('alpha')], [Buffer.from('gamma')]] // packs of the same layout
+  const [first, second] = [await pushTree(repository, twins[0]!), await pushTree(repository, twins[1]!)]
+  await repository.close()
+  const store = join(world.directory, 'store')
+  const named = (prefix: string): string[] => readdirSync(store, { recursive: true, encoding: 'utf8' }).filter((name) => name.startsWith(prefix) && statSync(join(store, name)).isFile()).sort()
+  const swap = (a: string, b: string): void => {
+    const [x, y] = [readFileSync(join(store, a)), readFileSync(join(store, b))]
+    writeFileSync(join(store, a), y)
+    writeFileSync(join(store, b), x)
+  }
+  const packs = named('packs/'), snapshots = named('snapshots/')
+  assert.deepEqual([packs.length, snapshots.length], [4, 2])
+  for (const a of packs) for (const b of packs.filter((name) => name > a)) {
+    swap(a, b)
+    const damaged = await world.open(true)
+    const codes = await problemsOf(damaged)
+    assert.ok(codes.filter((code) => code === 'PACK_CORRUPT').length >= 2, codes.join())
+    await damaged.close()
+    // Structure is proved by the server: what is served of another pack can only be data, which the client proves (client/read-chunks.ts).
+    const reading = await world.open(true)
+    for (const snapshot of [first, second]) {
+      const reply = await reading.openSession({ kind: 'read', snapshot }, { tokenId: 't' })
+      const root = rootOf(reply.snapshot!)
+      const [node] = await readIds(reading, parseSessionId(reply.sessionId), root)
+      if (node!.status === 0) assert.deepEqual(hashChunk(dedupKeyOf(reply), node!.bytes, CHUNK_KINDS.node).subarray(0, 32), root)
+      else assert.equal(node!.bytes.byteLength, 0)
+    }
+    await reading.close()
+    swap(a, b)
+  }
+  swap(snapshots[0]!, snapshots[1]!)
+  const damaged = await world.open(true)
+  assert.deepEqual(await problemsOf(damaged), ['SNAPSHOT_CORRUPT', 'SNAPSHOT_CORRUPT'])
+  await damaged.close()
 })
 
 test('a byte flipped anywhere in a snapshot object is found by check, and by a rebuild, which does not take it in', async (t) => {
