@@ -2,6 +2,7 @@
  *  format; today's code must read it, write it again byte for byte, and the page that explains it must show it.
  */
 import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { describe, test } from 'node:test'
 import { digest, hashChunk } from '../../src/core/hash.js'
@@ -19,7 +20,12 @@ import { bytesBody } from '../../src/store/bytes-body.js'
 import { createMemoryStore } from '../../src/store/memory-store.js'
 import { CHUNKS, formatExamples, KEYS, MASTER_KEY, RECORD, REPOSITORY_ID } from '../support/format-examples.js'
 
-const ROOT = new URL('../../../', import.meta.url)
+/** The project's root, from wherever this file was built to. */
+const ROOT = ((): URL => {
+  let at = new URL('./', import.meta.url)
+  while (!existsSync(new URL('package.json', at))) at = new URL('../', at)
+  return at
+})()
 const fixture = async (name: string): Promise<Buffer> => Buffer.from((await readFile(new URL(`test/formats/fixtures/${name}.hex`, ROOT), 'utf8')).replace(/\s/g, ''), 'hex')
 const page = async (name: string): Promise<string> => await readFile(new URL(`docs/formats/${name}.md`, ROOT), 'utf8')
 
