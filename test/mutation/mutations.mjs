@@ -1,0 +1,67 @@
+// One broken line each: where, what, and which test files must notice. `from` occurs exactly once in its file.
+const PACK = ['repo/pack-format.test.ts', 'formats/formats.test.ts']
+const CRASH = ['repo/pack-writer.test.ts', 'crash/push-crash.test.ts']
+const PROTOCOL = ['hostile/protocol.test.ts']
+const TREES = ['hostile/trees.test.ts']
+const DAMAGE = ['hostile/damage.test.ts']
+const RESTORE = ['client/restore.test.ts']
+
+export const MUTATIONS = [
+  // The pack codec.
+  { name: 'pack: every block under one nonce', file: 'src/repo/pack-format.ts', from: 'nonce.writeUInt32LE(offset, 0)', to: 'nonce.writeUInt32LE(0, 0)', tests: PACK },
+  { name: 'pack: trailer and block share a label', file: 'src/repo/pack-format.ts', from: 'nonce.writeUInt32LE(label, 8)', to: 'nonce.writeUInt32LE(0, 8)', tests: PACK },
+  { name: 'pack: the header is not bound', file: 'src/repo/pack-format.ts', from: '({ key: keyedDigest(packKey, header), header })',
+    to: '({ key: keyedDigest(packKey, header.subarray(32)), header: header.subarray(0, 0) })', tests: PACK },
+  { name: 'pack: an unauthentic part is opened anyway', file: 'src/core/seal.ts', from: '    return undefined\n  }\n  return plain', to: '    return plain\n  }\n  return plain', tests: PACK },
+  { name: 'pack: chunks of a block all start at its beginning', file: 'src/repo/pack-format.ts', from: 'within += rawBytes[entry]!', to: 'within += 0', tests: PACK },
+  { name: 'pack: a chunk is not compared with its id', file: 'src/repo/pack-format.ts', from: '|| hashChunk(dedupKey, bytes, kind).compare(id, 0, 32, 0, 32) !== 0)', to: ')', tests: DAMAGE },
+  { name: 'pack: check does not compare a pack with its name', file: 'src/repo/check.ts', from: 'if (digest.hex() !== row.packId)', to: 'if (false)', tests: DAMAGE },
+
+  // What a client must prove.
+  { name: 'proof: any proof will do for stored chunks', file: 'src/index/chunk-table.ts', from: 'if (stride === ID_PROOF_BYTES && !proofMatches(value, ids, row * stride + CHUNK_ID_BYTES)) continue', to: '', tests: PROTOCOL },
+  { name: 'proof: any proof will do for pending chunks', file: 'src/repo/pack-intake.ts',
+    from: '|| !timingSafeEqual(pending.proof, idProof.subarray(CHUNK_ID_BYTES, ID_PROOF_BYTES))) return', to: ') return', tests: PROTOCOL },
+  { name: 'proof: a frame is believed its id', file: 'src/repo/seal-job.ts', from: 'if (idProof.compare(frameId(table, i), 0, 32, 0, 32) !== 0)', to: 'if (false)', tests: PROTOCOL },
+  { name: 'proof: commit asks for presence, not for pins', file: 'src/repo/commit-snapshot.ts', from: 'if (states[i] !== REF_STATES.pinned)', to: 'if (states[i] === REF_STATES.missing)', tests: PROTOCOL },
+  { name: 'proof: reading asks for presence, not for inheritance', file: 'src/repo/read-chunks.ts', from: 'if (state === REF_STATES.inherited) return READ_STATUS.ok',
+    to: 'if (state !== REF_STATES.missing) return READ_STATUS.ok', tests: PROTOCOL },
+  { name: 'proof: a push session reads data', file: 'src/repo/read-chunks.ts', from: "if (session.kind === 'push' && locations.kinds[i] === CHUNK_KINDS.data)", to: 'if (false)', tests: PROTOCOL },
+  { name: 'proof: a session answers to any token', file: 'src/server/gate.ts', from: 'if (session.tokenId !== principal.tokenId)', to: 'if (false)', tests: PROTOCOL },
+  { name: 'proof: a parent of any source', file: 'src/repo/sessions.ts', from: 'if (parent === undefined || parent.source !== request.source)', to: 'if (parent === undefined)', tests: PROTOCOL },
+
+  // Bounds.
+  { name: 'bound: what a body unfolds to', file: 'src/core/frames.ts', from: 'if (rawTotal > LIMITS.bodyBytesMax)', to: 'if (false)', tests: PROTOCOL },
+  { name: 'bound: depth of a tree', file: 'src/repo/verify-tree.ts', from: 'stack.length >= LIMITS.treeDepthMax || ', to: '', tests: TREES },
+  { name: 'bound: a repeated id is framed at once', file: 'src/repo/read-chunks.ts', from: 'bytes + rawBytes > LIMITS.chunkBytesMax', to: 'false', tests: PROTOCOL },
+
+  // The order of effects (docs/durability.md W1–W6).
+  { name: 'order: a pack is renamed before it is fsynced', file: 'src/repo/pack-writer.ts', from: '    await effects.fsync(this.#fd)\n    await effects.close(this.#fd)\n    this.#fd = -1\n    await effects.rename(this.#path, file)\n',
+    to: '    await effects.rename(this.#path, file)\n    await effects.fsync(this.#fd)\n    await effects.close(this.#fd)\n    this.#fd = -1\n', tests: CRASH },
+  { name: 'order: a pack is not fsynced', file: 'src/repo/pack-writer.ts', from: '    await effects.fsync(this.#fd)\n', to: '', tests: CRASH },
+  { name: 'order: the name of a sealed pack is not made durable', file: 'src/repo/pack-writer.ts', from: '    await effects.fsyncDirectory(directory)\n', to: '', tests: CRASH },
+  { name: 'order: a pack is in the index before its rename', file: 'src/repo/pack-writer.ts', from: 'await effects.rename(this.#path, file)\n    await effects.fsyncDirectory(directory)',
+    to: 'void effects.rename(this.#path, file).then(() => effects.fsyncDirectory(directory)).catch(() => undefined)', tests: CRASH },
+  { name: 'order: a commit does not wait for the target', file: 'src/repo/commit-snapshot.ts', from: 'await waitForTarget(parts, signal) // W3', to: '// W3', tests: [...CRASH, 'repo/commit-order.test.ts'] },
+  { name: 'order: a snapshot is written before its tree is verified', file: 'src/repo/commit-snapshot.ts', from: 'await verifyPushedTree(parts, sessionId, request.root, signal) // W4',
+    to: '// W4', tests: PROTOCOL },
+  { name: 'order: a snapshot is in the index before it is on the target', file: 'src/repo/commit-snapshot.ts',
+    from: '  await parts.store.put(snapshotKey(signed.snapshotId), bytesBody(object), { signal }) // W5\n  const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId) // W6\n',
+    to: '  const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId) // W6\n  await parts.store.put(snapshotKey(signed.snapshotId), bytesBody(object), { signal }) // W5\n',
+    tests: [...CRASH, 'repo/commit-order.test.ts'] },
+  { name: 'order: a pack counts as stored before it is', file: 'src/repo/pack-uploads.ts',
+    from: '        await store.put(packKey(pack.row.packId), packBody(pack), { signal })\n        await index.markPackStored(pack.row.packNumber)\n',
+    to: '        await index.markPackStored(pack.row.packNumber)\n        await store.put(packKey(pack.row.packId), packBody(pack), { signal })\n', tests: [...CRASH, 'repo/commit-order.test.ts'] },
+  { name: 'order: an object is published before it is fsynced', file: 'src/store/file-store.ts', from: '        await this.effects.fsync(fd)\n      } finally { await this.effects.close(fd) }\n      call',
+    to: '      } finally { await this.effects.close(fd) }\n      call', tests: ['store/file-store.test.ts'] },
+  { name: 'order: the name of an object is not made durable', file: 'src/store/file-store.ts', from: '      await this.effects.fsyncDirectory(dirname(path))\n    })\n  }\n\n  async getRange',
+    to: '    })\n  }\n\n  async getRange', tests: ['store/file-store.test.ts'] },
+  { name: 'order: recovery believes a spooled pack its name', file: 'src/repo/recover.ts', from: 'if (await digestFile(file) !== packId)', to: 'if (false)', tests: DAMAGE },
+
+  // What a client believes.
+  { name: 'client: a chunk is believed its id', file: 'client/read-chunks.ts', from: '.compare(ids, at, at + CHUNK_ID_BYTES, 0, CHUNK_ID_BYTES) === 0', to: '.byteLength > 0', tests: RESTORE },
+  { name: 'client: a symlink in the way of a directory is followed', file: 'client/restore/target-directory.ts', from: 'constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW', to: 'constants.O_RDONLY | constants.O_DIRECTORY', tests: [...RESTORE, ...TREES] },
+  { name: 'client: names out of order', file: 'client/tree/directory-node.ts', from: 'if (last !== undefined && last.compare(entry.name) >= 0)', to: 'if (false)', tests: TREES },
+  { name: 'client: leaves that overlap', file: 'client/tree/directory-reader.ts', from: 'this.#lastName.compare(first) >= 0)', to: 'false)', tests: TREES },
+  { name: 'client: names that climb', file: 'client/tree/entry-codec.ts', from: 'if (name[0] === 0x2e && (bytes === 1 || (bytes === 2 && name[1] === 0x2e))) return false', to: '', tests: TREES },
+  { name: 'client: names with a slash', file: 'client/tree/entry-codec.ts', from: 'if (name[i] === 0x2f || name[i] === 0) return false', to: 'if (name[i] === 0) return false', tests: TREES },
+]
