@@ -43,14 +43,15 @@ if (broken !== undefined) {
   process.exit(2)
 }
 const survivors = [], stale = []
-for (const { name, file, from, to, tests } of chosen) {
+for (const { name, file, from, to, and = [], tests } of chosen) {
   const path = join(copy, file), text = readFileSync(path, 'utf8')
-  if (text.split(from).length !== 2) {
+  const edits = [[from, to], ...and]
+  if (edits.some(([before]) => text.split(before).length !== 2)) {
     stale.push(name)
     console.log(`STALE     ${name} (${file})`)
     continue
   }
-  writeFileSync(path, text.replace(from, () => to))
+  writeFileSync(path, edits.reduce((changed, [before, after]) => changed.replace(before, () => after), text))
   build()
   const failure = firstFailure(tests)
   writeFileSync(path, text)
