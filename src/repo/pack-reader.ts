@@ -19,7 +19,10 @@ import type { SealPool } from './seal-pool.js'
 const RANGE_BYTES_MAX = 4 * MiB
 /** Reading over a gap this small is cheaper than another request. */
 const RANGE_GAP_BYTES_MAX = 64 * 1024
-const RANGES_AHEAD = 3
+/** A range is opened as a whole, and well compressed blocks are a hundred times as large then: their number is bounded too.
+ *  A request holds RANGES_AHEAD + 1 ranges of opened blocks at most. */
+const RANGE_BLOCKS_MAX = 3
+const RANGES_AHEAD = 2
 const BLOCK_CACHE_BYTES = 32 * MiB
 const HEADER_CACHE_BYTES = 1 * MiB
 
@@ -176,7 +179,7 @@ function planRanges(locations: Locations, rows: readonly number[]): RangePlan[] 
     const offset = blockOffsets[row]!, storedBytes = blockStoredBytes[row]!
     const last = blocks.at(-1)
     if (last !== undefined && packNumbers[row] === pack && last.offset === offset) { last.rows.push(row); continue }
-    const near = last !== undefined && packNumbers[row] === pack && offset - (last.offset + last.storedBytes) <= RANGE_GAP_BYTES_MAX &&
+    const near = last !== undefined && packNumbers[row] === pack && blocks.length < RANGE_BLOCKS_MAX && offset - (last.offset + last.storedBytes) <= RANGE_GAP_BYTES_MAX &&
       offset + storedBytes - blocks[0]!.offset <= RANGE_BYTES_MAX
     if (!near) { close(); pack = packNumbers[row]! }
     blocks.push({ offset, storedBytes, rows: [row] })

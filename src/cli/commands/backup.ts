@@ -1,7 +1,7 @@
 /** roost backup: a file tree, a disk image or standard input becomes a snapshot. */
 import { readFileSync, readlinkSync, statSync } from 'node:fs'
 import { hostname, userInfo } from 'node:os'
-import { runBackup, type BackupOptions, type BackupProgress, type BackupReport } from '../../../client/backup.js'
+import type { BackupOptions, BackupProgress, BackupReport } from '../../../client/backup.js'
 import type { RepositoryClient } from '../../../client/repository-client.js'
 import type { SourceConfig } from '../../../client/scan-source.js'
 import { isAbort } from '../../core/errors.js'
@@ -130,6 +130,7 @@ function rateSetting(context: CommandContext): number | undefined {
 
 async function runWithProgress(context: CommandContext, client: RepositoryClient, options: BackupOptions): Promise<BackupReport> {
   const { output, signal } = context
+  const { runBackup } = await import('../../../client/backup.js') // here, not above: no other command needs it
   const ended = new AbortController()
   let sample: (() => BackupProgress) | undefined
   const expected = expectedBytes(context, client, options)

@@ -2,9 +2,8 @@
 import { findEntry, openSnapshot, type SnapshotChoice } from '../../../client/browse/open-snapshot.js'
 import { pathToJson, renderBytes } from '../../../client/browse/render-path.js'
 import type { RepositoryClient } from '../../../client/repository-client.js'
-import { dumpFile } from '../../../client/restore/dump.js'
 import type { RestoreEvents, RestoreReport } from '../../../client/restore/restore-report.js'
-import { runRestore, type RestoreDestination, type RestoreOptions } from '../../../client/restore/run-restore.js'
+import type { RestoreDestination, RestoreOptions } from '../../../client/restore/run-restore.js'
 import { ENTRY_TYPES } from '../../../client/tree/entry.js'
 import { argumentBytes } from '../argument-bytes.js'
 import { choiceOption, collect, does, withExamples, type Registry } from '../command.js'
@@ -45,6 +44,7 @@ export function registerRestore(registry: Registry): void {
     const scope = destination.kind === 'directory' && path !== undefined ? await scopeOf(context, client, choice, argumentBytes(path))
       : { ...(path === undefined ? {} : { from: argumentBytes(path) }) }
     const include = [...(scope.include ?? []), ...(flags.include ?? []).map(argumentBytes)]
+    const { runRestore } = await import('../../../client/restore/run-restore.js') // here, not above: no other command needs it
     const report = await runRestore(client, {
       ...choice, ...scope, destination, include, overwrite: OVERWRITE.find((when) => when === flags.overwrite)!,
       onDamage: flags.stopOnDamage === true ? 'stop' : flags.continueOnDamage === true ? 'keep' : 'skip',
@@ -58,6 +58,7 @@ export function registerRestore(registry: Registry): void {
   ['roost dump latest:/etc/fstab', 'roost dump latest --source db1:shop.sql | psql shop']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
     const { client } = context.repository({ isLong: true })
+    const { dumpFile } = await import('../../../client/restore/dump.js')
     await dumpFile(client, { ...snapshotChoice(context, snapshot, flags.source), ...(path === undefined ? {} : { path: argumentBytes(path) }) },
       process.stdout, context.signal)
   })

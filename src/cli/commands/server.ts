@@ -1,9 +1,8 @@
 /** roost server: the server in the foreground, until SIGTERM or Ctrl-C. */
 import { resolve } from 'node:path'
 import { LOG_LEVELS, SERVER_CONFIG_DEFAULTS, ServerConfigError, type LogLevel, type ServerConfig } from '../../server/config.js'
-import { openRepositoryHost } from '../../repo/repository-host.js'
 import { DataLockedError } from '../../server/data-lock.js'
-import { runServer, type RunningServer } from '../../server/run-server.js'
+import type { RunningServer } from '../../server/run-server.js'
 import { choiceOption, countOption, does, sizeOption, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { UsageError } from '../exit-codes.js'
@@ -34,7 +33,10 @@ export function registerServer(registry: Registry): void {
   })
 }
 
+/** The server's parts are loaded here, not above: every other command would carry them too. */
 async function startServer(context: CommandContext, config: ServerConfig): Promise<RunningServer> {
+  const { openRepositoryHost } = await import('../../repo/repository-host.js')
+  const { runServer } = await import('../../server/run-server.js')
   try {
     return await runServer(config, { openHost: openRepositoryHost, clock: context.clock, random: context.random, shutdown: context.signal })
   } catch (error) {
