@@ -22,7 +22,7 @@ export interface WindowOptions {
   readonly windowsInFlightMax: number
 }
 export const WINDOWS_DEFAULT: WindowOptions = {
-  windowBytesMax: 64 * MiB, windowIdsMax: Math.min(4_096, LIMITS.readIdsMax), windowsInFlightMax: 3,
+  windowBytesMax: 64 * MiB, windowIdsMax: Math.min(4_096, LIMITS.readIdsMax), windowsInFlightMax: 2,
 }
 
 /** Requests of one window, as parallel arrays: request i wants chunk `places[i]` at `offsets[i]` of `consumers[i]`;

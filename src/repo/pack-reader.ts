@@ -23,7 +23,7 @@ const RANGE_GAP_BYTES_MAX = 64 * 1024
  *  A request holds RANGES_AHEAD + 1 ranges of opened blocks at most. */
 const RANGE_BLOCKS_MAX = 3
 const RANGES_AHEAD = 2
-const BLOCK_CACHE_BYTES = 32 * MiB
+const BLOCK_CACHE_BYTES = 16 * MiB
 const HEADER_CACHE_BYTES = 1 * MiB
 
 export interface PackReaderDeps {

@@ -32,6 +32,9 @@ export interface SealPool {
 interface PendingCall { resolve(message: FromSealWorker): void; reject(error: Error): void; readonly accept: ((result: StoreResult) => void) | undefined }
 interface Thread { readonly worker: Worker; readonly calls: Map<number, PendingCall>; busy: number }
 
+/** V8 lets a heap grow in proportion to these before it collects; a sealer's chunks are outside of the heap. */
+const HEAP = { maxYoungGenerationSizeMb: 4, maxOldGenerationSizeMb: 512 }
+
 export class ThreadSealPool implements SealPool {
   readonly #threads: Thread[] = []
   readonly #listeners = new Map<RepositoryId, { secrets: SealSecrets; listener: SealListener }>()
@@ -42,7 +45,7 @@ export class ThreadSealPool implements SealPool {
     for (let i = 0; i < threadCount; i++) this.#threads.push(this.#start())
   }
   #start(): Thread {
-    const worker = new Worker(new URL('./seal-worker.js', import.meta.url), { name: 'roost-seal' })
+    const worker = new Worker(new URL('./seal-worker.js', import.meta.url), { name: 'roost-seal', resourceLimits: HEAP })
     const thread: Thread = { worker, calls: new Map(), busy: 0 }
     worker.on('message', (message: FromSealWorker) => { this.#receive(thread, message) })
     // A sealer dies only of our own bug or of exhausted memory; its open packs are gone, so the process must not go on.
