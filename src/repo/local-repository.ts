@@ -28,6 +28,8 @@ export class LocalRepository implements Repository {
   readonly #keyfile: string
   /** One at a time: two removals could each leave "the other slot". */
   readonly #keyChanges = new Mutex()
+  /** One at a time for each session: the second finds what the first committed. */
+  readonly #commits = new Map<SessionId, Promise<unknown>>()
   #complete = true
   #rebuilding = false
   #closed: Promise<void> | undefined
@@ -60,7 +62,13 @@ export class LocalRepository implements Repository {
     yield* readChunks(this.#parts, await this.#sessions.require(sessionId), ids, signal)
   }
   commit(sessionId: SessionId, request: CommitRequest, signal: AbortSignal): Promise<CommitReply> {
-    return commitSnapshot(this.#parts, this.#sessions, sessionId, request, signal)
+    const committing = (this.#commits.get(sessionId) ?? Promise.resolve()).catch(() => undefined)
+      .then(() => commitSnapshot(this.#parts, this.#sessions, sessionId, request, signal))
+    this.#commits.set(sessionId, committing)
+    return committing.finally(() => { if (this.#commits.get(sessionId) === committing) this.#commits.delete(sessionId) })
+  }
+  async committedSource(sessionId: SessionId): Promise<string | undefined> {
+    return (await this.#parts.index.findSnapshotOfSession(sessionId))?.source
   }
   closeSession(sessionId: SessionId): Promise<void> { return this.#sessions.close(sessionId) }
 

@@ -35,6 +35,8 @@ export interface Repository {
   putChunks(sessionId: SessionId, body: FrameBody, signal: AbortSignal): Promise<{ verdicts: Buffer; recycled: SharedArrayBuffer }>
   /** Encoded read frames in the order of the packs, ending with the READ_END frame. */
   readChunks(sessionId: SessionId, ids: Buffer, signal: AbortSignal): AsyncIterable<Buffer>
+  /** The source of the snapshot that this session, perhaps ended by it, has committed; undefined when it has not. */
+  committedSource(sessionId: SessionId): Promise<string | undefined>
   commit(sessionId: SessionId, request: CommitRequest, signal: AbortSignal): Promise<CommitReply>
   closeSession(sessionId: SessionId): Promise<void>
 

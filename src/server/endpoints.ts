@@ -9,8 +9,8 @@ import { ID_PROOF_BYTES, CHUNK_ID_BYTES } from '../core/ids.js'
 import { QUERY_SCHEMAS, REPLY_SCHEMAS, REQUEST_SCHEMAS, type JsonSchema } from './schemas.js'
 
 /** Who may call. `granted`: any scope on the repository; `session`: the token that opened the session, which must be of
- *  the named kind; the rest name scopes (`server-admin`: `admin` on `*`). Limits to one source are applied by the routes. */
-export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-session' | 'open-session' | 'list-snapshots' |
+ *  the named kind (`commit-session`: or have committed already); the rest name scopes (`server-admin`: `admin` on `*`). Limits to one source are applied by the routes. */
+export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-session' | 'commit-session' | 'open-session' | 'list-snapshots' |
   'delete-snapshot' | 'repository-admin' | 'server-admin'
 
 /** A body of octets: multiples of `unitBytes`, at most `bytesMax`. */
@@ -86,12 +86,12 @@ export const ENDPOINTS = {
     status: 200, reply: MEDIA.readFrames, beginsWork: true,
   },
   commit: {
-    method: 'POST', path: ROUTES.sessionCommit, summary: 'Makes the session a snapshot; a repeat answers the same.', access: 'push-session',
+    method: 'POST', path: ROUTES.sessionCommit, summary: 'Makes the session a snapshot; a repeat answers the same.', access: 'commit-session',
     json: REQUEST_SCHEMAS.commit, status: 200, reply: REPLY_SCHEMAS.commit,
   },
 
   listSnapshots: {
-    method: 'GET', path: ROUTES.snapshots, summary: 'Snapshots in order of commit.', access: 'list-snapshots', query: QUERY_SCHEMAS.snapshots,
+    method: 'GET', path: ROUTES.snapshots, summary: 'Snapshots, newest first.', access: 'list-snapshots', query: QUERY_SCHEMAS.snapshots,
     status: 200, reply: REPLY_SCHEMAS.snapshotPage,
   },
   getSnapshot: {

@@ -5,13 +5,13 @@
  */
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { assertNever } from '../core/assert.js'
-import { RoostError } from '../core/errors.js'
+import { hasCode, RoostError } from '../core/errors.js'
 import { parseSessionId, type SessionId } from '../core/ids.js'
 import { LIMITS } from '../core/limits.js'
 import type { RepositoryHost } from '../repo/repository-host-contract.js'
 import type { Repository } from '../repo/repository.js'
 import { authenticate, type FailureBrake } from './authenticate.js'
-import { ALL_REPOSITORIES, forbidden, hasAnyScope, requireAdministrator, requireScope } from './authorize.js'
+import { ALL_REPOSITORIES, forbidden, hasAnyScope, requireAdministrator, requireScope, requireSource } from './authorize.js'
 import type { Endpoint } from './endpoints.js'
 import { requireContentLength } from './raw-body.js'
 import type { RequestLifetimes } from './request-lifetimes.js'
@@ -74,6 +74,7 @@ async function admitCaller(deps: GateDeps, endpoint: Endpoint, request: FastifyR
     case 'granted':
     case 'session':
     case 'push-session':
+    case 'commit-session':
       if (!hasAnyScope(principal, name!)) throw forbidden(['read', 'push'])
       break
     case 'open-session':
@@ -85,6 +86,23 @@ async function admitCaller(deps: GateDeps, endpoint: Endpoint, request: FastifyR
   passage.repository = deps.host.get(name!)
   if (endpoint.access === 'session' || endpoint.access === 'push-session')
     passage.session = await requireOwnSession(passage.repository, parseSessionId(session!), principal, endpoint.access)
+  if (endpoint.access === 'commit-session') {
+    const found = await ownOrCommitted(passage.repository, parseSessionId(session!), principal)
+    if (found !== undefined) passage.session = found
+  }
+}
+
+/** A commit whose answer was lost is told again after its session ended: whoever may push to the snapshot's source may hear the answer.
+ *  Undefined: the session has committed. */
+async function ownOrCommitted(repository: Repository, sessionId: SessionId, principal: Principal): Promise<SessionRow | undefined> {
+  try {
+    return await requireOwnSession(repository, sessionId, principal, 'push-session')
+  } catch (error) {
+    const source = hasCode(error, 'SESSION_LOST') ? await repository.committedSource(sessionId) : undefined
+    if (source === undefined) throw error
+    requireSource(principal, repository.name, ['push'], source)
+    return undefined
+  }
 }
 
 async function requireOwnSession(repository: Repository, sessionId: SessionId, principal: Principal,
@@ -106,8 +124,8 @@ function checkBodyHeaders(endpoint: Endpoint, request: FastifyRequest): number {
   const matches = octets === undefined ? /^application\/json(\s*;.*)?$/.test(media) : media === expected
   if (!matches) throw new RoostError('MEDIA_TYPE_UNSUPPORTED', `The body's media type must be ${expected}.`, { expected })
   const bytes = requireContentLength(headers, octets?.bytesMax ?? LIMITS.jsonBytesMax)
-  if (octets !== undefined && (bytes === 0 || bytes % octets.unitBytes !== 0))
-    throw new RoostError('REQUEST_MALFORMED', `The body must be one or more units of ${octets.unitBytes} bytes.`, { unitBytes: octets.unitBytes })
+  if (octets !== undefined && bytes % octets.unitBytes !== 0)
+    throw new RoostError('REQUEST_MALFORMED', `The body must be whole units of ${octets.unitBytes} bytes.`, { unitBytes: octets.unitBytes })
   return bytes
 }
 

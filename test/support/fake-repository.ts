@@ -80,6 +80,7 @@ export class FakeRepository implements Repository {
     this.#note('readChunks', sessionId, Buffer.from(ids))
     yield* this.readItems(signal)
   }
+  async committedSource(): Promise<string | undefined> { return undefined }
   async commit(sessionId: SessionId, request: CommitRequest): Promise<CommitReply> {
     this.#note('commit', sessionId, request)
     return { snapshot: this.addSnapshot('web'), alreadyCommitted: false }

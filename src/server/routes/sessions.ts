@@ -1,6 +1,7 @@
 /** Push and read sessions: the data path. */
 import type { FastifyRequest } from 'fastify'
 import type { CommitRequest, OpenSessionRequest } from '../../core/messages.js'
+import { parseSessionId } from '../../core/ids.js'
 import { openReplyStream } from '../reply-stream.js'
 import { principalOf, repositoryOf, sessionOf } from '../gate.js'
 import { holdReader } from '../readers.js'
@@ -25,13 +26,14 @@ export const sessionRoutes: Routes = (app, { intake, readers, clock }) => {
   })
   serve(app, 'readChunks', async (request, reply) => {
     const { sessionId } = sessionOf(request), { signal } = request.passage
-    // The ids (at most 256 KiB) are copied out of the reservation: a reply may take long, and readers have a bound of their own.
-    const ids = await intake.withinBuffer(incoming(request), async (body) => Buffer.from(body))
+    // The ids (at most 256 KiB) outlive their reservation: a reply may take long, and readers have a bound of their own.
+    const ids = await intake.withinBuffer(incoming(request), async (body) => body)
     await holdReader(readers, { clock, signal, response: reply.raw })
     return openReplyStream(repositoryOf(request).readChunks(sessionId, ids, signal), clock)
   })
   serve(app, 'commit', async (request) =>
-    repositoryOf(request).commit(sessionOf(request).sessionId, request.body as CommitRequest, request.passage.signal))
+    repositoryOf(request).commit(parseSessionId((request.params as { session: string }).session), // the gate has seen whose it is or was
+      request.body as CommitRequest, request.passage.signal))
 }
 
 function incoming(request: FastifyRequest) {
