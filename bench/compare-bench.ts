@@ -37,7 +37,7 @@ function roost(): Tool {
     start: async () => { await world.startServer(['--log-level', 'error']); await world.createRepository() },
     step: async (step, workload, path) => {
       const source = workload === 'tree' ? [path] : ['--image', path]
-      const args = step === 'restore' ? ['restore', 'latest', ...(workload === 'tree' ? ['--target', freshOut()] : ['--to', join(freshOut(), 'image')])] : ['backup', ...source, '--source', workload]
+      const args = step === 'restore' ? ['restore', 'latest', ...(workload === 'tree' ? ['--target', freshOut()] : ['--to-file', join(freshOut(), 'image')])] : ['backup', ...source, '--source', workload]
       return await measure(roostCommand(args), { env: environment(), accepted: step === 'restore' ? [0] : [0, 3] })
     },
     storedBytes: () => bytesUnder(join(world.dataDirectory, 'repositories', 'bench', 'store')),
