@@ -18,7 +18,7 @@ import type {
 import { zstdDecode } from '../src/core/zstd.js'
 import { MEDIA, ROUTES, routePath } from '../src/protocol/routes.js'
 import { ClientError } from './client-errors.js'
-import type { Call, PutCall, ReadChunk, RepositoryClient, ServerClient } from './repository-client.js'
+import type { Call, PutCall, ReadCall, ReadChunk, RepositoryClient, ServerClient } from './repository-client.js'
 import type { Transport, TransportRequest } from './transport.js'
 
 /** Commits wait for packs to be durable, checks read whole targets: both may be silent for long. */
@@ -65,12 +65,12 @@ export class HttpRepositoryClient implements RepositoryClient {
       if (verdict > FRAME_VERDICTS.retry) throw malformedReply(`verdict ${verdict} is unknown`)
     return [...verdicts] as FrameVerdict[]
   }
-  async *readChunks(session: SessionId, ids: Buffer, call?: Call): AsyncIterable<ReadChunk> {
+  async *readChunks(session: SessionId, ids: Buffer, call?: ReadCall): AsyncIterable<ReadChunk> {
     const stream = await this.#transport.stream({
       method: 'POST', path: this.#path(ROUTES.sessionRead, { session }), parts: [ids], contentType: MEDIA.ids,
       accept: MEDIA.readFrames, ...signalOf(call),
     })
-    yield* readFrames(stream, ids.byteLength / CHUNK_ID_BYTES, call?.signal)
+    yield* readFrames(stream, ids.byteLength / CHUNK_ID_BYTES, call?.signal, call?.sharesRoom === true)
   }
   commit(session: SessionId, request: CommitRequest, call?: Call): Promise<CommitReply> {
     return this.#transport.json({
@@ -162,9 +162,9 @@ export function parseRepositoryUrl(text: string): { readonly baseUrl: string; re
 
 const malformedReply = (problem: string): ClientError => new ClientError('REPLY_MALFORMED', `The server's reply is malformed: ${problem}.`)
 
-/** Cuts the stream into frames; a payload is copied once, into a buffer of its own. Leaving the loop early ends the request. */
-async function* readFrames(stream: IncomingMessage, count: number, signal: AbortSignal | undefined): AsyncIterable<ReadChunk> {
-  const source = new ByteSource(stream, signal)
+/** Cuts the stream into frames; a payload is copied once at most, into a buffer of its own or, with `sharesRoom`, into one for all. Leaving the loop early ends the request. */
+async function* readFrames(stream: IncomingMessage, count: number, signal: AbortSignal | undefined, sharesRoom: boolean): AsyncIterable<ReadChunk> {
+  const source = new ByteSource(stream, signal, sharesRoom)
   try {
     for (let seen = 0; ; seen++) {
       const header = decodeReadFrameHeader(await source.take(READ_FRAME_HEADER_BYTES))
@@ -193,7 +193,8 @@ function toReadChunk(header: ReturnType<typeof decodeReadFrameHeader>, payload: 
 class ByteSource {
   readonly #pieces: AsyncIterator<Buffer>
   #piece: Buffer = Buffer.alloc(0)
-  constructor(stream: IncomingMessage, readonly signal: AbortSignal | undefined) {
+  #room = Buffer.alloc(0)
+  constructor(stream: IncomingMessage, readonly signal: AbortSignal | undefined, readonly sharesRoom = false) {
     this.#pieces = (stream as AsyncIterable<Buffer>)[Symbol.asyncIterator]()
   }
   async take(bytes: number): Promise<Buffer> {
@@ -203,7 +204,7 @@ class ByteSource {
       // A large payload must not keep its neighbours alive, nor a small one a whole piece for long: readers consume in order.
       return taken
     }
-    const whole = Buffer.allocUnsafeSlow(bytes)
+    const whole = this.#wholeOf(bytes)
     let filled = this.#piece.copy(whole)
     this.#piece = this.#piece.subarray(filled)
     while (filled < bytes) {
@@ -213,6 +214,11 @@ class ByteSource {
       filled += copied
     }
     return whole
+  }
+  #wholeOf(bytes: number): Buffer {
+    if (!this.sharesRoom) return Buffer.allocUnsafeSlow(bytes)
+    if (this.#room.byteLength < bytes) this.#room = Buffer.allocUnsafeSlow(bytes)
+    return this.#room.subarray(0, bytes)
   }
   async #next(): Promise<Buffer> {
     try {

@@ -2,7 +2,7 @@
 import { hasCode, RoostError } from '../src/core/errors.js'
 import { hashChunk } from '../src/core/hash.js'
 import { CHUNK_ID_BYTES, formatChunkId, type ChunkKind, type SessionId } from '../src/core/ids.js'
-import type { Call, RepositoryClient } from './repository-client.js'
+import type { ReadCall, RepositoryClient } from './repository-client.js'
 
 export type ChunkProblem = 'missing' | 'damaged' | 'not-readable'
 /** One of the chunks asked for; `index` is its place in the request. */
@@ -20,7 +20,7 @@ export interface ReadableSession { readonly client: RepositoryClient; readonly s
  *  Shape: all of one `kind` (data never passes for a node); `ids` packed 32 bytes each, at most readIdsMax. Bytes may be views; copy what is kept.
  *  @throws {RoostError} BODY_TRUNCATED when reading again brings nothing; FRAME_MALFORMED when the server repeats itself;
  *  and what the client throws */
-export async function* verifiedChunks(session: ReadableSession, ids: Buffer, kind: ChunkKind, call: Call = {}):
+export async function* verifiedChunks(session: ReadableSession, ids: Buffer, kind: ChunkKind, call: ReadCall = {}):
   AsyncGenerator<VerifiedChunk> {
   const count = ids.byteLength / CHUNK_ID_BYTES
   let due = Uint32Array.from({ length: count }, (_, i) => i)

@@ -8,6 +8,8 @@ import type {
 } from '../src/core/messages.js'
 
 export interface Call { readonly signal?: AbortSignal }
+/** `sharesRoom`: each chunk's bytes are valid until the next one is asked for; no memory is taken for each. */
+export interface ReadCall extends Call { readonly sharesRoom?: boolean }
 /** `onSent`: the body is on its way whole, the server works on it; once for each attempt. */
 export interface PutCall extends Call { readonly onSent?: () => void }
 
@@ -22,7 +24,7 @@ export interface RepositoryClient {
   /** `parts`: frame headers and payloads in order; total bytes known. */
   putChunks(session: SessionId, parts: readonly Uint8Array[], frames: number, call?: PutCall): Promise<FrameVerdict[]>
   /** Chunks in the server's order, each requested index exactly once. @throws BODY_TRUNCATED when the stream was cut. */
-  readChunks(session: SessionId, ids: Buffer, call?: Call): AsyncIterable<ReadChunk>
+  readChunks(session: SessionId, ids: Buffer, call?: ReadCall): AsyncIterable<ReadChunk>
   commit(session: SessionId, request: CommitRequest, call?: Call): Promise<CommitReply>
   closeSession(session: SessionId, call?: Call): Promise<void>
   listSnapshots(query: { after?: string; limit?: number; source?: string; tag?: string }, call?: Call): Promise<SnapshotPage>

@@ -7,7 +7,7 @@ import { chunkError, verifiedChunks, type ReadableSession } from './read-chunks.
 import type { Call } from './repository-client.js'
 import type { NodeSource } from './upload/chunk-sink.js'
 
-const CACHE_BYTES_DEFAULT = 16 * MiB
+const CACHE_BYTES_DEFAULT = 8 * MiB
 const READS_IN_FLIGHT_MAX = 2
 /** Nodes of one read: small, so that one large directory does not hold up the others. */
 const READ_IDS_MAX = 256

@@ -22,7 +22,7 @@ export interface WindowOptions {
   readonly windowsInFlightMax: number
 }
 export const WINDOWS_DEFAULT: WindowOptions = {
-  windowBytesMax: 64 * MiB, windowIdsMax: Math.min(4_096, LIMITS.readIdsMax), windowsInFlightMax: 2,
+  windowBytesMax: 64 * MiB, windowIdsMax: Math.min(2_048, LIMITS.readIdsMax), windowsInFlightMax: 2,
 }
 
 /** Requests of one window, as parallel arrays: request i wants chunk `places[i]` at `offsets[i]` of `consumers[i]`;
@@ -101,7 +101,7 @@ export class ChunkWindows {
   }
   async #read(window: ReadWindow): Promise<void> {
     const ids = window.ids.subarray(0, window.idCount * CHUNK_ID_BYTES)
-    for await (const { index, bytes, problem } of verifiedChunks(this.session, ids, CHUNK_KINDS.data, { signal: this.signal })) {
+    for await (const { index, bytes, problem } of verifiedChunks(this.session, ids, CHUNK_KINDS.data, { signal: this.signal, sharesRoom: true })) {
       if (this.#failure !== undefined) return
       for (let request = window.firsts[index]!; request >= 0; request = window.nexts[request]!) {
         const consumer = window.consumers[request]!

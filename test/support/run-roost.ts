@@ -19,7 +19,12 @@ export interface RunOptions {
   readonly through?: readonly string[]
   readonly cwd?: string
 }
-export const roostCommand = (args: readonly string[]): string[] => [process.execPath, MAIN, ...args]
+export const roostCommand = (args: readonly string[]): string[] => [process.execPath, ...nodeFlags(), MAIN, ...args]
+/** As bin/roost starts node. */
+function nodeFlags(): string[] {
+  const [, flags = ''] = /^#!\/usr\/bin\/env -S node(.*)\n/.exec(readFileSync(join(projectRoot(), 'bin', 'roost'), 'utf8')) ?? []
+  return flags.split(' ').filter((flag) => flag !== '')
+}
 
 export class RoostWorld {
   readonly directory: string
