@@ -22,4 +22,4 @@ const bench = (name, ...args) => {
 }
 if (only === undefined || only === 'tree' || only === 'image') bench('compare-bench', ...given)
 if (only === undefined || only === 'parts') for (const name of ['chunker-bench', 'pack-bench', 'missing-bench']) bench(name)
-if (only === undefined || only === 'parts' || only === 'index') for (const count of chunks) bench('index-bench', count)
+if (only === undefined || only === 'parts' || only === 'index') for (const count of chunks) bench('index-bench', '--chunks', count)
