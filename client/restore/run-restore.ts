@@ -3,7 +3,7 @@
  *  Nothing is written outside the destination (target-directory.ts), nothing is written that was not proved by its id
  *  (read-chunks.ts) below a root that the snapshot's signature covers (open-snapshot.ts).
  */
-import { constants, mkdirSync, openSync } from 'node:fs'
+import { constants, mkdirSync, opendirSync, openSync } from 'node:fs'
 import { systemClock, type Clock } from '../../src/core/clock.js'
 import { RoostError } from '../../src/core/errors.js'
 import { systemRandom, type Random } from '../../src/core/random.js'
@@ -86,11 +86,17 @@ async function restoreDirectory(open: OpenSnapshot, restorer: TreeRestorer, from
   const entry = await findEntry(open, from)
   if (entry === undefined || (entry !== 'root' && entry.type !== ENTRY_TYPES.directory))
     throw new RoostError('SNAPSHOT_UNKNOWN', entry === undefined ? 'The snapshot has no such directory.' : 'That path of the snapshot is no directory.')
-  mkdirSync(destination, { recursive: true })
+  // Made by us, or empty: it becomes the directory that is restored, with its metadata.
+  const isFresh = mkdirSync(destination, { recursive: true }) !== undefined || isEmpty(destination)
   const fd = openSync(destination, constants.O_RDONLY | constants.O_DIRECTORY)
   const path = joinNames(splitPath(from)).toString('latin1')
-  if (entry === 'root') await restorer.restore(open.root, fd, undefined, path)
-  else await restorer.restore(entry.subtree!, fd, entry, path)
+  if (entry === 'root') await restorer.restore(open.root, fd, undefined, path, isFresh)
+  else await restorer.restore(entry.subtree!, fd, entry, path, isFresh)
+}
+
+function isEmpty(path: Buffer): boolean {
+  const directory = opendirSync(path)
+  try { return directory.readSync() === null } finally { directory.closeSync() }
 }
 
 /** The file or image at `path`; without a path the snapshot's only entry (images and standard input have one).

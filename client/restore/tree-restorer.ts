@@ -64,17 +64,17 @@ export class TreeRestorer implements DirectoryHost, FileHost {
   get keepsDamaged(): boolean { return this.options.onDamage === 'keep' }
 
   /** Restores what lies below `root` into the directory that `fd` has open; owns `fd`. `entry`: what the snapshot knows of
-   *  that directory itself. `path`: its names in the snapshot, latin1, for the selection. */
-  async restore(root: ChunkId, fd: number, entry: Entry | undefined, path: string): Promise<void> {
-    await this.#below(fd, entry, (top) => this.#walk(top, root, path, this.options.selection.isEverything))
+   *  that directory itself; it is set if `isFresh` (or if existing things are replaced). `path`: its names in the snapshot, latin1, for the selection. */
+  async restore(root: ChunkId, fd: number, entry: Entry | undefined, path: string, isFresh: boolean): Promise<void> {
+    await this.#below(fd, entry, isFresh, (top) => this.#walk(top, root, path, this.options.selection.isEverything))
   }
   /** Restores one file or image, named as `entry` names it, into the directory that `fd` has open; owns `fd`. */
   async restoreOne(entry: Entry, fd: number): Promise<void> {
-    await this.#below(fd, undefined, async (top) => { await this.#restoreEntry(top, { ...entry, linkCount: 1 }) })
+    await this.#below(fd, undefined, false, async (top) => { await this.#restoreEntry(top, { ...entry, linkCount: 1 }) })
   }
-  async #below(fd: number, entry: Entry | undefined, plan: (top: TargetDirectory) => Promise<void>): Promise<void> {
+  async #below(fd: number, entry: Entry | undefined, isFresh: boolean, plan: (top: TargetDirectory) => Promise<void>): Promise<void> {
     this.#inheritsAcls = this.#metadata.hasDefaultAcl(fd)
-    const top = TargetDirectory.top(this, fd, entry, false)
+    const top = TargetDirectory.top(this, fd, entry, isFresh)
     try {
       await plan(top)
       await this.windows.finish()

@@ -16,7 +16,7 @@ import { readChunks } from './read-chunks.js'
 import { rebuildIndex } from './rebuild.js'
 import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from './repository.js'
 import { infoOf, type RepositoryParts } from './repository-parts.js'
-import { Sessions, unknownSnapshot, type SessionCaller } from './sessions.js'
+import { rebuildNeeded, Sessions, unknownSnapshot, type SessionCaller } from './sessions.js'
 import { toWireSnapshot } from './snapshot-format.js'
 import { snapshotKey } from './layout.js'
 
@@ -43,6 +43,9 @@ export class LocalRepository implements Repository {
   }
   /** Call once after construction: whether a rebuild is needed is part of `info`. */
   async loadState(): Promise<void> { this.#complete = await this.#parts.index.isComplete() }
+
+  /** An index that is being made anew knows less than the target: "there is none" would be a lie. */
+  #requireComplete(): void { if (!this.#complete) throw rebuildNeeded(this.name) }
 
   get name(): string { return this.#parts.name }
   info(): RepositoryInfo { return infoOf(this.#parts, this.#complete) }
@@ -73,6 +76,7 @@ export class LocalRepository implements Repository {
   closeSession(sessionId: SessionId): Promise<void> { return this.#sessions.close(sessionId) }
 
   async listSnapshots(query: SnapshotQuery): Promise<SnapshotPage> {
+    this.#requireComplete()
     const before = query.after === undefined ? undefined : Number(query.after)
     if (before !== undefined && !Number.isSafeInteger(before)) throw new RoostError('REQUEST_MALFORMED', 'The page mark is not one that this server gave.')
     const rows = await this.#parts.index.listSnapshots({ limit: query.limit, ...(before === undefined ? {} : { before }),
@@ -80,12 +84,14 @@ export class LocalRepository implements Repository {
     return { snapshots: rows.map(toWireSnapshot), next: rows.length < query.limit ? null : String(rows.at(-1)!.sequence) }
   }
   async getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot> {
+    this.#requireComplete()
     const row = await this.#parts.index.getSnapshot(parseSnapshotId(snapshotId))
     if (row === undefined) throw unknownSnapshot(snapshotId)
     return toWireSnapshot(row)
   }
   /** Order (docs/durability.md, deletes): the object on the target, then the row. Dying in between brings the snapshot back whole. */
   async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+    this.#requireComplete()
     const { index, store } = this.#parts
     if (await index.getSnapshot(snapshotId) === undefined) throw unknownSnapshot(snapshotId)
     await store.delete(snapshotKey(snapshotId))
@@ -97,6 +103,7 @@ export class LocalRepository implements Repository {
     return { snapshots, packs, chunks, dataChunks, nodeChunks, rawBytes, storedBytes, spoolPacks: spooledPacks, spoolBytes: spooledBytes, sessionsOpen }
   }
   async *check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
+    this.#requireComplete()
     await this.#parts.intake.flush()
     yield* checkRepository(this.#parts, options, signal)
   }

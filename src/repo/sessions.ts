@@ -26,7 +26,7 @@ export class Sessions {
   async open(request: OpenSessionRequest, caller: SessionCaller): Promise<OpenSessionReply> {
     const { index, clock, random, keys, chunker, repositoryId } = this.#parts
     if (!await index.isComplete())
-      throw new RoostError('INDEX_REBUILD_NEEDED', 'The index of this repository is new or incomplete; run `roost rebuild` first.', { repository: this.#parts.name })
+      throw rebuildNeeded(this.#parts.name)
     await this.#sweep()
     const snapshot = request.kind === 'read' ? await this.#snapshotToRead(request.snapshot, caller) : await this.#parent(request, caller)
     const sessionId = random.bytes(16).toString('hex') as SessionId
@@ -104,3 +104,5 @@ export const sessionLost = (): RoostError =>
   new RoostError('SESSION_LOST', 'This session is not open (any more): the server restarted, or it was closed. Open a new one and run again.')
 export const unknownSnapshot = (text: string): RoostError =>
   new RoostError('SNAPSHOT_UNKNOWN', 'There is no such snapshot (for this source).', { snapshot: text.slice(0, 64) })
+export const rebuildNeeded = (repository: string): RoostError =>
+  new RoostError('INDEX_REBUILD_NEEDED', 'The index of this repository is new or incomplete; run `roost rebuild` first.', { repository })

@@ -38,6 +38,8 @@ describe('a tree of odd things', () => {
     assert.ok(first['bytesRead']! < 20_000_000, 'holes are not read')
     await world.ok(['restore', 'latest', '--target', world.path('one')])
     assertSame(tree, join(world.path('one'), tree), isRoot)
+    await world.ok(['restore', `latest:${tree}`, '--target', world.path('part')])
+    assertSame(tree, world.path('part'), isRoot)
     assert.ok(statSync(join(world.path('one'), tree, 'sparse')).blocks * 512 < 1_000_000, 'the sparse file stays sparse')
 
     const unchanged = await backUp(world, tree)
