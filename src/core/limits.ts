@@ -30,6 +30,8 @@ export const LIMITS = Object.freeze({
   jsonBytesMax: 1 * MiB,
   /** Open sessions of one repository: each costs a row and its pin bitmaps. */
   sessionsOpenMax: 512,
+  /** Of these, those of one token: nobody can lock all others out. */
+  sessionsOfTokenMax: 256,
   /** Bytes of chunk bodies that the server holds at once, over all sessions (configurable; this is the default). */
   admissionBytesDefault: 72 * MiB,
   /** Plaintext gathered into one sealed block; measured knee of ratio and read amplification (docs/benchmarks.md). */

@@ -28,6 +28,7 @@ export class Sessions {
     if (!await index.isComplete())
       throw rebuildNeeded(this.#parts.name)
     await this.#sweep()
+    await this.#requireShare(caller.tokenId)
     const snapshot = request.kind === 'read' ? await this.#snapshotToRead(request.snapshot, caller) : await this.#parent(request, caller)
     const sessionId = random.bytes(16).toString('hex') as SessionId
     const nowMs = clock.now()
@@ -43,6 +44,14 @@ export class Sessions {
     return { sessionId, repositoryId, dedupKey: keys.dedupKey.toString('hex'), verifyKey: keys.signing.publicKey.toString('hex'),
       chunker, limits: WIRE_LIMITS, wireCodecs: ['raw', 'zstd'], idleMs: LIMITS.sessionIdleMs,
       ...(inherited ? { snapshot: toWireSnapshot(snapshot) } : {}) }
+  }
+  /** Counted only when it may matter. */
+  async #requireShare(tokenId: string): Promise<void> {
+    const { index } = this.#parts
+    const limit = LIMITS.sessionsOfTokenMax
+    if ((await index.totals()).sessionsOpen < limit) return
+    if ((await index.listSessions()).filter((session) => session.tokenId === tokenId).length >= limit)
+      throw new RoostError('TOO_MANY_REQUESTS', `One token has at most ${limit} sessions open. Close some, or wait until idle ones end.`, { limit })
   }
   async #inheritRoot(sessionId: SessionId, snapshot: SnapshotRow): Promise<boolean> {
     const present = await this.#parts.index.inheritRefs(sessionId, parseChunkId(parseRecord(snapshot).root))
