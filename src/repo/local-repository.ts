@@ -1,4 +1,5 @@
 /** The Repository of one process: hands each call to its use case. No algorithm lives here. */
+import { MiB } from '../core/limits.js'
 import { parseSnapshotId, type SessionId, type SnapshotId } from '../core/ids.js'
 import { Mutex } from '../core/concurrency.js'
 import { RoostError } from '../core/errors.js'
@@ -6,7 +7,7 @@ import type {
   AddKeySlotRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
   RepositoryStats, SignedSnapshot, SnapshotPage,
 } from '../core/messages.js'
-import type { SessionRow } from '../index/chunk-index.js'
+import type { SessionRow, SnapshotRow } from '../index/chunk-index.js'
 import { checkRepository } from './check.js'
 import { commitSnapshot } from './commit-snapshot.js'
 import { findMissing } from './find-missing.js'
@@ -19,6 +20,10 @@ import { infoOf, type RepositoryParts } from './repository-parts.js'
 import { rebuildNeeded, Sessions, unknownSnapshot, type SessionCaller } from './sessions.js'
 import { toWireSnapshot } from './snapshot-format.js'
 import { snapshotKey } from './layout.js'
+
+/** Of records in one page of a listing. */
+const PAGE_BYTES_MAX = 4 * MiB
+const PAGE_STEP = 16
 
 export class LocalRepository implements Repository {
   readonly #parts: RepositoryParts
@@ -79,9 +84,19 @@ export class LocalRepository implements Repository {
     this.#requireComplete()
     const before = query.after === undefined ? undefined : Number(query.after)
     if (before !== undefined && !Number.isSafeInteger(before)) throw new RoostError('REQUEST_MALFORMED', 'The page mark is not one that this server gave.')
-    const rows = await this.#parts.index.listSnapshots({ limit: query.limit, ...(before === undefined ? {} : { before }),
-      ...(query.source === undefined ? {} : { source: query.source }), ...(query.tag === undefined ? {} : { tag: query.tag }) })
-    return { snapshots: rows.map(toWireSnapshot), next: rows.length < query.limit ? null : String(rows.at(-1)!.sequence) }
+    const { source, tag } = query
+    const rows: SnapshotRow[] = []
+    // A record may have a megabyte: a page ends by bytes too, and rows come in few at a time.
+    for (let bytes = 0, at = before; rows.length < query.limit && bytes < PAGE_BYTES_MAX;) {
+      const asked = Math.min(query.limit - rows.length, PAGE_STEP)
+      const step = await this.#parts.index.listSnapshots({ limit: asked, ...(at === undefined ? {} : { before: at }),
+        ...(source === undefined ? {} : { source }), ...(tag === undefined ? {} : { tag }) })
+      rows.push(...step)
+      if (step.length < asked) return { snapshots: rows.map(toWireSnapshot), next: null }
+      bytes += step.reduce((sum, row) => sum + row.record.byteLength, 0)
+      at = step.at(-1)!.sequence
+    }
+    return { snapshots: rows.map(toWireSnapshot), next: String(rows.at(-1)!.sequence) }
   }
   async getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot> {
     this.#requireComplete()

@@ -3,7 +3,7 @@
  *  Local folder (0700): repository.json (where the target is), keyfile (0600), index/, spool/. Everything in it can be made anew
  *  from the target with any key slot (attach, then rebuild).
  */
-import { mkdir, readFile, rename, rm } from 'node:fs/promises'
+import { mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../core/clock.js'
 import { hasCode, isErrno, RoostError } from '../core/errors.js'
@@ -54,6 +54,9 @@ export async function createRepository(directory: string, request: CreateReposit
   const chunker = { ...CHUNKER_DEFAULTS, ...request.chunker }
   if (!isChunker(chunker))
     throw new RoostError('REQUEST_MALFORMED', 'These chunker parameters do not work together: sizes are powers of two, 4 KiB to 4 MiB, minimum < average < maximum.')
+  // A folder with a description is a repository's, whatever its target looks like now: its keyfile may be the only one.
+  if (await stat(join(directory, CONFIG_NAME)).catch(() => undefined) !== undefined)
+    throw new RoostError('REPOSITORY_EXISTS', `There is a repository in ${directory} already; its target may be unreachable or damaged.`)
   const target = request.target ?? `file:${join(directory, 'store')}`
   await mkdir(directory, { recursive: true, mode: 0o700 })
   const store = await openTarget(target, true, deps)

@@ -61,7 +61,7 @@ class LocalRepositoryHost implements RepositoryHost {
       } catch (error) {
         if (!(error instanceof RoostError)) throw error
         // An unfinished create or attach leaves a folder without its description; it is made again by the same command.
-        if (error.code === 'REPOSITORY_UNKNOWN' && !isErrno(error.cause, 'ENOENT')) continue
+        if (error.code === 'REPOSITORY_UNKNOWN' && isErrno(error.cause, 'ENOENT')) continue
         this.#failed.set(name, error)
         this.deps.report(name, { type: 'damage', error, pack: '' })
       }

@@ -6,13 +6,14 @@
  *  only per file found; the winner's fresh lock could only be renamed by a loser that had read the stale content before,
  *  so the loser looks at what it renamed and puts a live lock back.
  */
-import { link, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { link, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import { isErrno } from '../core/errors.js'
 import { systemRandom } from '../core/random.js'
 
 const LOCK_NAME = 'server.lock'
-const ATTEMPTS_MAX = 5
+const ATTEMPTS_MAX = 1_000
 
 export interface LockHolder { readonly pid: number; readonly startTicks: string; readonly bootId: string }
 
@@ -41,7 +42,8 @@ export async function lockDataDirectory(dataDirectory: string): Promise<DataLock
     const holder = await readHolder(path)
     if (holder === 'absent') continue
     if (holder !== 'unreadable' && await isAlive(holder)) throw new DataLockedError(path, holder.pid)
-    await removeStale(path)
+    await removeStale(path, content)
+    await setImmediate()
   }
   throw new Error(`${path} could not be taken: others keep taking it.`)
 }
@@ -60,23 +62,20 @@ async function tryCreate(path: string, content: string): Promise<boolean> {
   }
 }
 
-async function removeStale(path: string): Promise<void> {
-  const aside = `${path}.stale.${systemRandom.bytes(6).toString('hex')}`
+/** One at a time: whoever holds the breaker may remove a dead holder's lock, so what it has just seen dead is still there when it goes. */
+async function removeStale(path: string, content: string): Promise<void> {
+  const breaker = `${path}.breaking`
+  if (!await tryCreate(breaker, content)) {
+    const other = await readHolder(breaker)
+    if (other !== 'absent' && (other === 'unreadable' || !await isAlive(other))) await rm(breaker, { force: true }) // it died here
+    return
+  }
   try {
-    await rename(path, aside)
-  } catch (error) {
-    if (isErrno(error, 'ENOENT')) return // someone else removed it: the next attempt decides
-    throw error
+    const holder = await readHolder(path)
+    if (holder !== 'absent' && (holder === 'unreadable' || !await isAlive(holder))) await rm(path, { force: true })
+  } finally {
+    await rm(breaker, { force: true })
   }
-  const taken = await readHolder(aside)
-  if (taken !== 'absent' && taken !== 'unreadable' && await isAlive(taken)) {
-    try {
-      await link(aside, path)
-    } catch (error) {
-      if (!isErrno(error, 'EEXIST')) throw error
-    }
-  }
-  await rm(aside, { force: true })
 }
 
 async function readHolder(path: string): Promise<LockHolder | 'absent' | 'unreadable'> {
