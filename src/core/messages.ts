@@ -46,7 +46,11 @@ export interface OpenSessionReply {
 }
 
 /** `record` is the base64 of the exact signed bytes: the JSON of a SnapshotRecord. */
-export interface SignedSnapshot { readonly id: string; readonly record: string; readonly signature: string }
+export interface SignedSnapshot {
+  readonly id: string; readonly record: string; readonly signature: string
+  /** Only in the server's spool so far: losing the server's disk loses it. Absent once it is durable on its targets. */
+  readonly inSpool?: true
+}
 
 export interface SnapshotStatistics {
   readonly files: number; readonly directories: number; readonly others: number
@@ -93,16 +97,49 @@ export interface SnapshotPage { readonly snapshots: readonly SignedSnapshot[]; r
 
 export interface RepositoryInfo {
   readonly name: string; readonly repositoryId: string; readonly mode: 'server'; readonly createdAtMs: number
-  readonly targets: readonly string[]; readonly verifyKey: string; readonly chunker: ChunkerParameters
+  readonly targets: readonly string[]; readonly writePolicy: WritePolicy; readonly durability: Durability; readonly verifyKey: string; readonly chunker: ChunkerParameters
   readonly state: 'ready' | 'rebuild-needed'
 }
 export interface CreateRepositoryRequest {
   readonly name: string
   readonly target?: string
+  readonly durability?: Durability
   readonly chunker?: Partial<Omit<ChunkerParameters, 'gearSeed'>>
 }
 /** Opens a repository that exists on its target but not on this server. */
 export interface AttachRepositoryRequest { readonly name: string; readonly target: string; readonly passphrase?: string; readonly recoverySecretKey?: string }
+
+/** How many targets must hold a pack before it counts as durable: every active one, or a number of them (at least 1). */
+export type WritePolicy = 'all' | number
+/** When a commit is acknowledged: when its targets hold everything, or when everything is fsynced in the server's spool. */
+export type Durability = 'remote' | 'spool'
+/** `draining`: still read, no longer written, so that it can be removed. `disabled`: not used at all. */
+export const TARGET_MODES = ['active', 'draining', 'disabled'] as const
+export type TargetMode = (typeof TARGET_MODES)[number]
+export interface TargetInfo {
+  readonly name: string
+  /** Without credentials, which live outside the repository. */
+  readonly url: string
+  readonly mode: TargetMode
+  /** 0 = no limit. */
+  readonly uploadBytesPerSecondMax: number
+  /** `unknown` until the first request. `refused` needs a person: credentials, permissions, space. */
+  readonly health: 'unknown' | 'healthy' | 'unreachable' | 'refused'
+  /** Since when it is unreachable or refused, and why. */
+  readonly failingSinceMs?: number
+  readonly failure?: string
+  /** Packs and bytes that it holds, and that it lacks of what the repository has. */
+  readonly packs: number; readonly storedBytes: number
+  readonly lagPacks: number; readonly lagBytes: number
+  /** Packs whose copy here was found missing or damaged and is not mended yet. */
+  readonly damagedPacks: number
+}
+export interface TargetsReply { readonly targets: readonly TargetInfo[]; readonly writePolicy: WritePolicy; readonly durability: Durability }
+/** Appended to the list: it is read from after those before it. An empty place is prepared; one with another repository is refused. */
+export interface AddTargetRequest { readonly name: string; readonly url: string; readonly uploadBytesPerSecondMax?: number }
+/** Absent fields stay as they are. `position` 0 is read from first. */
+export interface ChangeTargetRequest { readonly mode?: 'active' | 'disabled'; readonly uploadBytesPerSecondMax?: number; readonly position?: number }
+export interface ChangeRepositoryRequest { readonly writePolicy?: WritePolicy; readonly durability?: Durability }
 
 export const TOKEN_SCOPES = ['push', 'read', 'delete', 'admin'] as const
 export type TokenScope = (typeof TOKEN_SCOPES)[number]
@@ -132,9 +169,11 @@ export type AddKeySlotRequest =
   | { readonly kind: 'passphrase'; readonly label: string; readonly passphrase: string }
   | { readonly kind: 'recovery'; readonly label: string; readonly publicKey: string }
 
-/** Lines of a check's or rebuild's NDJSON reply; the last is `done` or `failed`. */
+/** Lines of the NDJSON reply of a check, rebuild, backfill or drain; the last is `done` or `failed`. */
 export type MaintenanceEvent =
   | { readonly type: 'progress'; readonly phase: string; readonly done: number; readonly total: number }
-  | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string }
+  | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string }
+  /** A copy that was missing or damaged was written anew from another target. `object`: a pack, snapshot, key slot or the header. */
+  | { readonly type: 'healed'; readonly object: string; readonly target: string; readonly from: string }
   | { readonly type: 'done'; readonly problems: number; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'failed'; readonly error: WireError }

@@ -132,8 +132,8 @@ export class PackReader {
     if (spooled !== undefined) return spooled
     const call = signal === undefined ? {} : { signal }
     const bytes = await this.#deps.store.getRange(packObjectKey(row.packId), range, call).catch((error: unknown) => {
-      // Every range asked for here ends within the pack as it was written: a shorter object is damage, not a refusal.
-      if (hasCode(error, 'STORE_REFUSED')) throw packCorrupt('it is shorter than when it was written', range.offset)
+      // Every range asked for here ends within the pack as it was written: a shorter object is damage.
+      if (hasCode(error, 'OBJECT_TOO_SHORT')) throw packCorrupt('it is shorter than when it was written', range.offset)
       throw error
     })
     if (bytes === undefined)

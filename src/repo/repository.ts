@@ -2,8 +2,9 @@
 import type { SessionId, SnapshotId } from '../core/ids.js'
 import type { SessionRow } from '../index/chunk-index.js'
 import type {
-  AddKeySlotRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest,
-  RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest,
+  RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage, TargetInfo,
+  TargetsReply,
 } from '../core/messages.js'
 
 export interface SnapshotQuery {
@@ -16,6 +17,8 @@ export interface SnapshotQuery {
 export interface CheckOptions {
   /** Share of packs whose every byte is read, 0–100. */
   readonly readDataPercent: number
+  /** Writes missing and damaged copies anew from targets that hold them whole. */
+  readonly heal?: boolean
 }
 /** A body of chunk frames in memory of its own. Ownership passes to the repository with the call and comes back with
  *  the result (a worker thread has it meanwhile). */
@@ -47,6 +50,20 @@ export interface Repository {
   stats(): Promise<RepositoryStats>
   check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
   rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+
+  listTargets(): TargetsReply
+  /** Resolves when the target is prepared and written down; its packs come by backfill, which starts by itself.
+   *  @throws TARGET_EXISTS; what the target throws */
+  addTarget(request: AddTargetRequest): Promise<TargetInfo>
+  /** @throws TARGET_UNKNOWN; TARGET_NEEDED when it would leave no active target */
+  changeTarget(name: string, request: ChangeTargetRequest): Promise<TargetInfo>
+  /** Forgets the target; its objects stay where they are. @throws TARGET_UNKNOWN; TARGET_NEEDED while it holds what too few others hold */
+  removeTarget(name: string): Promise<void>
+  /** Copies to the target what it lacks; going away does not stop it (it goes on in the background). @throws TARGET_UNKNOWN */
+  backfillTarget(name: string, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+  /** Makes the target `draining` and copies what too few others hold. @throws TARGET_UNKNOWN; TARGET_NEEDED */
+  drainTarget(name: string, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+  change(request: ChangeRepositoryRequest): Promise<RepositoryInfo>
 
   listKeySlots(): Promise<KeySlotInfo[]>
   addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo>

@@ -12,7 +12,7 @@ export interface ErrorReply { readonly status: number; readonly body: WireError;
 
 /** Seconds to wait, where the code means "later"; an error may carry its own in `retryAfterSeconds`. */
 const RETRY_AFTER_SECONDS: Partial<Record<ErrorCode, number>> = {
-  TOO_MANY_REQUESTS: 1, SERVER_BUSY: 1, SERVER_DRAINING: 5, REPOSITORY_BUSY: 10, STORE_UNAVAILABLE: 10, STORE_REFUSED: 30, SPOOL_FULL: 10,
+  TOO_MANY_REQUESTS: 1, SERVER_BUSY: 1, SERVER_DRAINING: 5, REPOSITORY_BUSY: 10, NOT_YET_DURABLE: 5, STORE_UNAVAILABLE: 10, STORE_REFUSED: 30, SPOOL_FULL: 10,
 }
 const RETRY_AFTER_DEFAULT_SECONDS = 5
 

@@ -15,6 +15,7 @@ export function boundedStore(inner: ObjectStore, { callsInFlightMax }: BoundedSt
     description: inner.description,
     put: (key, body, options) => within(options, () => inner.put(key, body, options)),
     getRange: (key, range, call) => within(call, () => inner.getRange(key, range, call)),
+    getRanges: (key, ranges, call) => within(call, () => inner.getRanges(key, ranges, call)),
     get: async (key, call) => {
       await slots.acquire(1, call?.signal)
       let held = true
@@ -41,6 +42,7 @@ export function boundedStore(inner: ObjectStore, { callsInFlightMax }: BoundedSt
       } finally { await entries.return?.() }
     },
     delete: (key, call) => within(call, () => inner.delete(key, call)),
+    deleteMany: (keys, call) => within(call, () => inner.deleteMany(keys, call)),
     close: () => inner.close(),
   }
 }

@@ -22,6 +22,7 @@ import { systemRandom, type Random } from '../core/random.js'
 import { readBody } from './body.js'
 import { nodeFileEffects, type FileEffects } from './file-effects.js'
 import { toStoreError } from './file-error.js'
+import { deleteOneByOne, rangesOneByOne } from './one-by-one.js'
 import { isKeySegment, requireObjectKey, requirePrefix } from './object-key.js'
 import type { ByteRange, Call, ObjectFacts, ObjectKey, ObjectStore, PutOptions, ReplayableBody } from './object-store.js'
 
@@ -143,6 +144,10 @@ class FileStore implements ObjectStore {
     })
   }
 
+  getRanges(key: ObjectKey, ranges: readonly ByteRange[], call: Call = {}): Promise<Buffer[] | undefined> {
+    return rangesOneByOne(this, key, ranges, call)
+  }
+  deleteMany(keys: readonly ObjectKey[], call: Call = {}): Promise<void> { return deleteOneByOne(this, keys, call) }
   async close(): Promise<void> { /* Holds nothing open. */ }
 
   #path(key: ObjectKey): string { return join(this.root, key) }
@@ -386,6 +391,6 @@ function vanished(root: string, cause?: unknown): RoostError {
     { directory: root }, { cause })
 }
 function pastEnd(key: ObjectKey, range: ByteRange, bytes: number): RoostError {
-  return new RoostError('STORE_REFUSED', `${key} has ${bytes} bytes; ${range.bytes} at ${range.offset} are not all there. Run a check of this target.`,
+  return new RoostError('OBJECT_TOO_SHORT', `${key} has ${bytes} bytes; ${range.bytes} at ${range.offset} are not all there. Run a check of this target.`,
     { key, bytes, offset: range.offset })
 }

@@ -3,6 +3,7 @@ import { Readable } from 'node:stream'
 import { assert } from '../core/assert.js'
 import { RoostError } from '../core/errors.js'
 import { readBody } from './body.js'
+import { deleteOneByOne, rangesOneByOne } from './one-by-one.js'
 import { requireObjectKey, requirePrefix } from './object-key.js'
 import type { ByteRange, Call, ObjectFacts, ObjectKey, ObjectStore, PutOptions, ReplayableBody } from './object-store.js'
 
@@ -25,7 +26,7 @@ export function createMemoryStore(description = 'memory:'): MemoryStore {
       `${key} exists on ${description} with ${existing.byteLength} bytes, not ${bytes}; it was not overwritten.`, { key, bytes })
     return existing !== undefined
   }
-  return {
+  const store: MemoryStore = {
     description,
     objects,
     put: async (key: ObjectKey, body: ReplayableBody, options?: PutOptions) => {
@@ -41,10 +42,11 @@ export function createMemoryStore(description = 'memory:'): MemoryStore {
         'a range is two non-negative integers')
       const bytes = find(key, call)
       if (bytes === undefined) return undefined
-      if (range.offset + range.bytes > bytes.byteLength) throw new RoostError('STORE_REFUSED',
+      if (range.offset + range.bytes > bytes.byteLength) throw new RoostError('OBJECT_TOO_SHORT',
         `${key} has ${bytes.byteLength} bytes; ${range.bytes} at ${range.offset} are not all there.`, { key, bytes: bytes.byteLength })
       return Buffer.from(bytes.subarray(range.offset, range.offset + range.bytes))
     },
+    getRanges: (key: ObjectKey, ranges: readonly ByteRange[], call?: Call) => rangesOneByOne(store, key, ranges, call),
     get: async (key: ObjectKey, call?: Call) => {
       const bytes = find(key, call)
       if (bytes === undefined) return undefined
@@ -69,6 +71,8 @@ export function createMemoryStore(description = 'memory:'): MemoryStore {
       find(key, call)
       objects.delete(key)
     },
+    deleteMany: (keys: readonly ObjectKey[], call?: Call) => deleteOneByOne(store, keys, call),
     close: async () => { /* Holds nothing open. */ },
   }
+  return store
 }

@@ -4,7 +4,7 @@ import { Transform, pipeline } from 'node:stream'
 import { isAbort, isErrno } from '../core/errors.js'
 import type { Call, ObjectFacts, ObjectStore } from './object-store.js'
 
-export const STORE_OPERATIONS = ['put', 'getRange', 'get', 'head', 'list', 'delete'] as const
+export const STORE_OPERATIONS = ['put', 'getRange', 'getRanges', 'get', 'head', 'list', 'delete', 'deleteMany'] as const
 export type StoreOperation = (typeof STORE_OPERATIONS)[number]
 
 export interface StoreCounters {
@@ -17,7 +17,7 @@ export interface StoreCounters {
 }
 
 export function createStoreCounters(): StoreCounters {
-  const zeros = (): Record<StoreOperation, number> => ({ put: 0, getRange: 0, get: 0, head: 0, list: 0, delete: 0 })
+  const zeros = (): Record<StoreOperation, number> => ({ put: 0, getRange: 0, getRanges: 0, get: 0, head: 0, list: 0, delete: 0, deleteMany: 0 })
   return { calls: zeros(), failures: zeros(), cancelled: 0, bytesWritten: 0, bytesRead: 0 }
 }
 
@@ -43,6 +43,11 @@ export function observedStore(inner: ObjectStore, counters: StoreCounters): Obje
       const bytes = await inner.getRange(key, range, call)
       counters.bytesRead += bytes?.byteLength ?? 0
       return bytes
+    }),
+    getRanges: (key, ranges, call) => observe('getRanges', call, async () => {
+      const parts = await inner.getRanges(key, ranges, call)
+      for (const part of parts ?? []) counters.bytesRead += part.byteLength
+      return parts
     }),
     get: (key, call) => observe('get', call, async () => {
       const stream = await inner.get(key, call)
@@ -72,6 +77,7 @@ export function observedStore(inner: ObjectStore, counters: StoreCounters): Obje
       }
     },
     delete: (key, call) => observe('delete', call, () => inner.delete(key, call)),
+    deleteMany: (keys, call) => observe('deleteMany', call, () => inner.deleteMany(keys, call)),
     close: () => inner.close(),
   }
 }

@@ -9,6 +9,8 @@ import { hasCode } from '../core/errors.js'
 import type { Random } from '../core/random.js'
 import type { Call, ObjectFacts, ObjectStore } from './object-store.js'
 
+const DELAY_MS_MAX = 20_000
+
 export interface RetryingStoreOptions {
   readonly clock: Clock
   readonly random: Random
@@ -21,12 +23,10 @@ export interface RetryingStoreOptions {
 }
 
 export function retryingStore(inner: ObjectStore, options: RetryingStoreOptions): ObjectStore {
-  const { attemptsMax = 5 } = options
   async function repeat<T>(call: Call | undefined, work: () => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       try { return await work() } catch (error) {
-        if (attempt >= attemptsMax || !hasCode(error, 'STORE_UNAVAILABLE')) throw error
-        await options.clock.sleep(delayMs(attempt, options), call?.signal)
+        await waitForNext(attempt, error, call, options)
       }
     }
   }
@@ -34,10 +34,12 @@ export function retryingStore(inner: ObjectStore, options: RetryingStoreOptions)
     description: inner.description,
     put: (key, body, put) => repeat(put, () => inner.put(key, body, put)),
     getRange: (key, range, call) => repeat(call, () => inner.getRange(key, range, call)),
+    getRanges: (key, ranges, call) => repeat(call, () => inner.getRanges(key, ranges, call)),
     get: (key, call) => repeat(call, () => inner.get(key, call)),
     head: (key, call) => repeat(call, () => inner.head(key, call)),
     list: (prefix, call) => listRepeating(inner, prefix, call, options),
     delete: (key, call) => repeat(call, () => inner.delete(key, call)),
+    deleteMany: (keys, call) => repeat(call, () => inner.deleteMany(keys, call)),
     close: () => inner.close(),
   }
 }
@@ -57,14 +59,22 @@ async function* listRepeating(inner: ObjectStore, prefix: string, call: Call | u
       }
       return
     } catch (error) {
-      if (attempt >= (options.attemptsMax ?? 5) || !hasCode(error, 'STORE_UNAVAILABLE')) throw error
-      await options.clock.sleep(delayMs(attempt, options), call?.signal)
+      await waitForNext(attempt, error, call, options)
     }
   }
 }
 
+/** Throws `error` when there is no next attempt; else sleeps until it is due. A target that names a time is taken at its word, up to
+ *  the longest delay. */
+async function waitForNext(attempt: number, error: unknown, call: Call | undefined, options: RetryingStoreOptions): Promise<void> {
+  const { attemptsMax = 5, delayMsMax = DELAY_MS_MAX, clock } = options
+  if (attempt >= (call?.attemptsMax ?? attemptsMax) || !hasCode(error, 'STORE_UNAVAILABLE')) throw error
+  const named = error.details['retryAfterMs']
+  const waitMs = Math.max(delayMs(attempt, options), typeof named === 'number' ? Math.min(named, delayMsMax) : 0)
+  await clock.sleep(waitMs, call?.signal)
+}
 /** Half fixed, half random: callers that failed together come back apart. */
-function delayMs(attempt: number, { firstDelayMs = 200, delayMsMax = 20_000, random }: RetryingStoreOptions): number {
+function delayMs(attempt: number, { firstDelayMs = 200, delayMsMax = DELAY_MS_MAX, random }: RetryingStoreOptions): number {
   const ceiling = Math.min(delayMsMax, firstDelayMs * 2 ** (attempt - 1))
   return ceiling * (0.5 + random.fraction() / 2)
 }

@@ -170,8 +170,8 @@ test('calls, bytes, failures and cancellations are counted apart', async () => {
   ;(await store.get('k'))!.destroy()
   for await (const _ of store.list('')) { /* one entry */ }
   await store.delete('k')
-  assert.deepEqual(counters.calls, { put: 1, getRange: 1, get: 3, head: 3, list: 1, delete: 1 })
-  assert.deepEqual(counters.failures, { put: 0, getRange: 0, get: 1, head: 1, list: 0, delete: 0 })
+  assert.deepEqual(counters.calls, { put: 1, getRange: 1, getRanges: 0, get: 3, head: 3, list: 1, delete: 1, deleteMany: 0 })
+  assert.deepEqual(counters.failures, { put: 0, getRange: 0, getRanges: 0, get: 1, head: 1, list: 0, delete: 0, deleteMany: 0 })
   assert.equal(counters.cancelled, 1)
   assert.equal(counters.bytesWritten, 100)
   assert.equal(counters.bytesRead, 7 + 100 + 100)

@@ -26,7 +26,8 @@ export interface FaultyStore extends ObjectStore {
 }
 
 export function faultyStore(inner: ObjectStore, script: readonly StoreFault[] = []): FaultyStore {
-  const calls: Record<StoreOperation, number> = { put: 0, getRange: 0, get: 0, head: 0, list: 0, delete: 0 }
+  const calls: Record<StoreOperation, number> = { put: 0, getRange: 0, getRanges: 0, get: 0, head: 0, list: 0, delete: 0,
+    deleteMany: 0 }
   const fired = new Set<StoreFault>()
   const unavailable = (): Error => new RoostError('STORE_UNAVAILABLE', 'The target failed as the test told it to.')
   function next(operation: StoreOperation): { how: StoreFault['how'] | undefined; fail: () => Error } {
@@ -58,6 +59,7 @@ export function faultyStore(inner: ObjectStore, script: readonly StoreFault[] = 
       for await (const _ of body.open()) { /* sent, and lost on the way */ }
     }),
     getRange: (key, range, call) => run('getRange', call, () => inner.getRange(key, range, call)),
+    getRanges: (key, ranges, call) => run('getRanges', call, () => inner.getRanges(key, ranges, call)),
     get: async (key, call) => {
       const { how, fail } = next('get')
       if (how === 'before' || how === 'after') throw fail()
@@ -71,6 +73,7 @@ export function faultyStore(inner: ObjectStore, script: readonly StoreFault[] = 
       yield* how === undefined ? inner.list(prefix, call) : tornAfterFirst(inner.list(prefix, call), fail)
     },
     delete: (key, call) => run('delete', call, () => inner.delete(key, call)),
+    deleteMany: (keys, call) => run('deleteMany', call, () => inner.deleteMany(keys, call)),
     close: () => inner.close(),
   }
   return faulty
