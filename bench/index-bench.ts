@@ -68,7 +68,7 @@ async function insert(index: ChunkIndex, chunks: number): Promise<Stopwatch> {
     const entries = entriesFrom(p * PACK_ENTRIES)
     const packId = parsePackId(createHash('sha256').update(`pack ${p}`).digest('hex'))
     await watch.time(() => index.addPack({ packNumber: (first + p) as PackNumber, packId, kind: CHUNK_KINDS.data,
-      state: 'spooled', storedBytes: 40_000_000, rawBytes: 65_536_000, entryCount: PACK_ENTRIES }, entries, []))
+      state: 'spooled', storedBytes: 40_000_000, rawBytes: 65_536_000, entryCount: PACK_ENTRIES, heldBy: 0 }, entries, []))
   }
   return watch
 }

@@ -41,7 +41,14 @@ export type PackState = 'spooled' | 'stored'
 export interface PackRow {
   readonly packNumber: PackNumber; readonly packId: PackId; readonly kind: ChunkKind; readonly state: PackState
   readonly storedBytes: number; readonly rawBytes: number; readonly entryCount: number
+  /** Bit s: the target of slot s is known to hold it whole. */
+  readonly heldBy: number
 }
+/** Slots of targets are bits of `heldBy`. */
+export const TARGET_SLOTS_MAX = 30
+
+/** What became known about the places of a pack. `stored`: enough targets hold it now, the spool file may go. */
+export interface PackPlaces { readonly add?: number; readonly remove?: number; readonly stored?: true }
 
 export interface SessionRow {
   readonly sessionId: SessionId
@@ -90,8 +97,15 @@ export interface ChunkIndex {
   /** Durable. Adds the pack and all its entries (entries whose id is already live elsewhere are skipped), and the pins.
    *  Repeating it for the same pack id is harmless and returns the pack number it already has. */
   addPack(pack: PackRow, entries: PackEntries, pins: readonly PackPins[]): Promise<PackNumber>
-  /** Durable. */
-  markPackStored(packNumber: PackNumber): Promise<void>
+  /** Durable. @returns the row as it is now. @throws INDEX_CORRUPT when the pack is not in the index. */
+  placePack(packNumber: PackNumber, places: PackPlaces): Promise<PackRow>
+  /** Durable. Clears bits of `heldBy` in every row: their targets are not this repository's any more. */
+  clearHolders(slots: number): Promise<void>
+  /** Durable, in many transactions: dying in between and repeating finishes it. Drops packs that are nowhere, and their entries: the
+   *  missing-query answers "missing" again. Entries of other packs that had lost to these come back by `reviveEntries`. */
+  forgetPacks(packNumbers: readonly PackNumber[]): Promise<void>
+  /** Durable. Adds those entries of a pack in the index whose ids are nowhere. @returns how many. */
+  reviveEntries(packNumber: PackNumber, entries: PackEntries): Promise<number>
   getPack(packNumber: PackNumber): Promise<PackRow | undefined>
   findPack(packId: PackId): Promise<PackRow | undefined>
   /** Ascending pack number, strictly after `after` (0 = from the start). */

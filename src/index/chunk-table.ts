@@ -4,9 +4,11 @@
 import { assert } from '../core/assert.js'
 import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type ChunkKind } from '../core/ids.js'
 import type { Locations, PackEntries } from './chunk-index.js'
-import { CHUNK_VALUE_BYTES, checkChunkValue, emptyLocations, encodeChunkValue, entryNumberOfValue, packNumberOfValue,
+import { CHUNK_VALUE_BYTES, checkChunkValue, emptyLocations, encodeChunkValue, entryNumberOfValue, kindOfValue,
+  packNumberOfValue,
   proofMatches, putLocation } from './entry-codec.js'
 import { PositionList, positionOf } from './positions.js'
+import { isNodeKind } from './row-codec.js'
 import type { Table } from './table.js'
 
 /** An order key holds 32 bits of the id above this many bits of row number. */
@@ -86,6 +88,21 @@ export class ChunkTable {
   position(id: Buffer): number | undefined {
     const value = this.find(id, 0)
     return value === undefined ? undefined : positionOf(packNumberOfValue(value), entryNumberOfValue(value))
+  }
+
+  /** Removes entries that lie in one of `packs`, among the `limit` keys after `after`. Inside a transaction.
+   *  @returns how many of each kind, and where to go on (undefined = that was all). */
+  removeOf(packs: ReadonlySet<number>, after: Buffer | undefined, limit: number): { next: Buffer | undefined; data: number; nodes: number } {
+    let next: Buffer | undefined, data = 0, nodes = 0
+    const range = after === undefined ? { limit } : { start: after, exclusiveStart: true, limit }
+    for (const { key, value } of [...this.#table.getRange(range)]) {
+      next = key
+      if (!packs.has(packNumberOfValue(value))) continue
+      if (isNodeKind(kindOfValue(value) as ChunkKind)) nodes++
+      else data++
+      this.#table.removeSync(key)
+    }
+    return { next, data, nodes }
   }
 
   scan(after: Buffer | undefined, limit: number): { ids: Buffer; locations: Locations } {

@@ -20,13 +20,14 @@ import { CHUNK_ID_BYTES, ID_PROOF_BYTES, packNumber, type PackId, type PackNumbe
   type SnapshotId } from '../core/ids.js'
 import { GiB } from '../core/limits.js'
 import { NODE_REF_BYTES } from '../core/node-format.js'
-import type { ChunkIndex, IndexIdentity, IndexTotals, Locations, PackEntries, PackPins, PackRow, SessionRow,
+import type { ChunkIndex, IndexIdentity, IndexTotals, Locations, PackEntries, PackPins, PackPlaces, PackRow, SessionRow,
   SnapshotRow } from './chunk-index.js'
 import { REF_STATES } from './chunk-index.js'
 import { corrupt } from './checksum.js'
 import { ChunkTable } from './chunk-table.js'
 import { entryNumberOfValue, kindOfValue, packNumberOfValue } from './entry-codec.js'
 import { claimIndexDirectory } from './index-directory.js'
+import { placedRow } from './pack-places.js'
 import { INDEX_PAGE_BYTES, prepareLmdbFile } from './lmdb-file.js'
 import { PinTable } from './pin-table.js'
 import { PositionList, positionOf } from './positions.js'
@@ -42,6 +43,8 @@ export interface LmdbIndexOptions {
   /** Address space kept for the map; nothing is allocated. About 150 B a chunk. Past it LMDB makes a larger map. */
   readonly mapBytes?: number
 }
+/** Rows looked at in one transaction of a long change: short enough that pushes hardly wait. */
+const ROWS_PER_WRITE = 4096
 const MAP_BYTES_DEFAULT = 256 * GiB
 
 /** LMDB's own verdicts on its file: bad page, corrupted, panic, other version, not a database, bad transaction. */
@@ -202,9 +205,8 @@ class LmdbIndex implements ChunkIndex {
    *  session's pin stands on a dead entry. The pin goes to the live entry as well, or its commit would find it unpinned. */
   #followSuperseded(session: SessionKey, number: number, bitmap: Uint8Array): void {
     if (bitmap.length === 0) return
-    const range = { start: u32Key(number), end: Buffer.concat([u32Key(number), Buffer.alloc(5, 0xff)]) }
     const positions: number[] = []
-    for (const { key, value } of this.#superseded.getRange(range)) {
+    for (const { key, value } of this.#superseded.getRange(supersededRange(number))) {
       if (!hasBit(bitmap, key.readUInt32BE(4))) continue
       const live = this.#chunks.position(unsealRow('superseded', key, value))
       if (live !== undefined) positions.push(live)
@@ -212,17 +214,82 @@ class LmdbIndex implements ChunkIndex {
     this.#pins.add(session, Float64Array.from(positions).sort(), 'pinned')
   }
 
-  async markPackStored(number: PackNumber): Promise<void> {
-    await this.#writeDurably(() => {
+  async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow> {
+    return this.#writeDurably(() => {
       const pack = this.#pack(number)
-      if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was stored is not in the index.', { pack: number })
-      if (pack.state === 'stored') return
+      if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was placed is not in the index.', { pack: number })
+      const placed = placedRow(pack, places)
       const key = u32Key(number)
-      this.#packs.putSync(key, encodePackRow(key, { ...pack, state: 'stored' }))
+      this.#packs.putSync(key, encodePackRow(key, placed))
+      if (placed.state === pack.state) return placed
       const counters = this.#state.counters()
       counters.spooledPacks -= 1
       counters.spooledBytes -= pack.storedBytes
       this.#state.putCounters(counters)
+      return placed
+    })
+  }
+  async clearHolders(slots: number): Promise<void> {
+    for (let after = 0; ;) {
+      const last = await this.#writeDurably(() => {
+        let at: number | undefined
+        for (const { key, value } of [...this.#packs.getRange({ start: u32Key(after), exclusiveStart: true, limit: ROWS_PER_WRITE })]) {
+          at = key.readUInt32BE(0)
+          const pack = decodePackRow(key, value)
+          if ((pack.heldBy & slots) !== 0) this.#packs.putSync(key, encodePackRow(key, placedRow(pack, { remove: slots })))
+        }
+        return at
+      })
+      if (last === undefined) return
+      after = last
+    }
+  }
+
+  async forgetPacks(numbers: readonly PackNumber[]): Promise<void> {
+    const gone = new Set<number>(numbers)
+    for (let after: Buffer | undefined; ;) {
+      const last = await this.#writeDurably(() => {
+        const { next, data, nodes } = this.#chunks.removeOf(gone, after, ROWS_PER_WRITE)
+        if (data + nodes > 0) {
+          const counters = this.#state.counters()
+          this.#state.putCounters({ ...counters, chunks: counters.chunks - data - nodes, dataChunks: counters.dataChunks - data,
+            nodeChunks: counters.nodeChunks - nodes, removals: counters.removals + 1 })
+        }
+        return next
+      })
+      if (last === undefined) break
+      after = last
+    }
+    for (const number of numbers) await this.#writeDurably(() => { this.#removePackRow(number) })
+  }
+  #removePackRow(number: PackNumber): void {
+    const pack = this.#pack(number)
+    if (pack === undefined) return
+    const key = u32Key(number)
+    for (const dead of [...this.#superseded.getKeys(supersededRange(number))]) this.#superseded.removeSync(dead)
+    this.#packs.removeSync(key)
+    this.#packIds.removeSync(idKey(pack.packId))
+    const counters = this.#state.counters()
+    counters.packs -= 1
+    counters.rawBytes -= pack.rawBytes
+    counters.storedBytes -= pack.storedBytes
+    if (pack.state === 'spooled') { counters.spooledPacks -= 1; counters.spooledBytes -= pack.storedBytes }
+    this.#state.putCounters(counters)
+  }
+  async reviveEntries(number: PackNumber, entries: PackEntries): Promise<number> {
+    return this.#writeDurably(() => {
+      const pack = this.#pack(number)
+      assert(pack !== undefined && entries.count === pack.entryCount, 'the entries of a pack in the index')
+      const dead = new Set<number>()
+      const revived = this.#chunks.insert(number, pack.kind, entries, (entry) => dead.add(entry))
+      if (revived === 0) return 0
+      for (const key of [...this.#superseded.getKeys(supersededRange(number))])
+        if (!dead.has(key.readUInt32BE(4))) this.#superseded.removeSync(key)
+      const counters = this.#state.counters()
+      counters.chunks += revived
+      counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += revived
+      this.#state.putCounters(counters)
+      return revived
     })
   }
 
@@ -439,3 +506,6 @@ class LmdbIndex implements ChunkIndex {
     this.#state.putCounters({ ...counters, sessionsOpen: counters.sessionsOpen - 1 })
   }
 }
+
+const supersededRange = (pack: number): { start: Buffer; end: Buffer } =>
+  ({ start: u32Key(pack), end: Buffer.concat([u32Key(pack), Buffer.alloc(5, 0xff)]) })

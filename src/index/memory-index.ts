@@ -6,7 +6,8 @@ import { RoostError } from '../core/errors.js'
 import { CHUNK_ID_BYTES, CHUNK_KINDS, ID_PROOF_BYTES, chunkKey, packNumber, type ChunkKey, type ChunkKind, type PackId,
   type PackNumber, type SessionId, type SnapshotId } from '../core/ids.js'
 import { NODE_REF_BYTES } from '../core/node-format.js'
-import { REF_STATES, type ChunkIndex, type IndexTotals, type Locations, type PackEntries, type PackPins, type PackRow,
+import { placedRow } from './pack-places.js'
+import { REF_STATES, type ChunkIndex, type IndexTotals, type Locations, type PackEntries, type PackPins, type PackPlaces, type PackRow,
   type RefState, type SessionRow, type SnapshotRow } from './chunk-index.js'
 
 interface Entry {
@@ -78,11 +79,39 @@ class MemoryIndex implements ChunkIndex {
     }
   }
 
-  async markPackStored(number: PackNumber): Promise<void> {
+  async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow> {
     this.#requireOpen()
     const pack = this.#packs.get(number)
-    if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was stored is not in the index.', { pack: number })
-    this.#packs.set(number, { ...pack, state: 'stored' })
+    if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was placed is not in the index.', { pack: number })
+    const placed = placedRow(pack, places)
+    this.#packs.set(number, placed)
+    return placed
+  }
+  async clearHolders(slots: number): Promise<void> {
+    this.#requireOpen()
+    for (const [number, pack] of this.#packs) this.#packs.set(number, { ...pack, heldBy: (pack.heldBy & ~slots) >>> 0 })
+  }
+  async forgetPacks(numbers: readonly PackNumber[]): Promise<void> {
+    this.#requireOpen()
+    for (const [id, entry] of this.#chunks) if (numbers.includes(packNumber(entry.packNumber))) this.#chunks.delete(id)
+    for (const number of numbers) {
+      for (const dead of this.#superseded.keys()) if (dead.startsWith(`${number}:`)) this.#superseded.delete(dead)
+      this.#packs.delete(number)
+    }
+  }
+  async reviveEntries(number: PackNumber, entries: PackEntries): Promise<number> {
+    this.#requireOpen()
+    const pack = this.#packs.get(number)
+    assert(pack !== undefined && entries.count === pack.entryCount, 'the entries of a pack in the index')
+    let revived = 0
+    for (let i = 0; i < entries.count; i++) {
+      const id = chunkKey(entries.idProofs, i * ID_PROOF_BYTES)
+      if (this.#chunks.has(id)) continue
+      this.#chunks.set(id, entryOf(pack, entries, i))
+      this.#superseded.delete(place(number, i))
+      revived++
+    }
+    return revived
   }
   async getPack(number: PackNumber): Promise<PackRow | undefined> { this.#requireOpen(); return this.#packs.get(number) }
   async findPack(packId: PackId): Promise<PackRow | undefined> { this.#requireOpen(); return this.#packById(packId) }

@@ -49,10 +49,10 @@ export function pinKey(session: Uint8Array, pack: number): Buffer {
   return key
 }
 
-/** 0 pack id 32 | kind u8 | state u8 | entries u32 | stored bytes u64 | raw bytes u64 | check */
+/** 0 pack id 32 | kind u8 | state u8 | entries u32 | stored bytes u64 | raw bytes u64 | held by u32 | check */
 export function encodePackRow(key: Uint8Array, row: PackRow): Buffer {
   return sealRow('pack', key, new ByteWriter(64).bytes(Buffer.from(row.packId, 'hex')).u8(row.kind)
-    .u8(row.state === 'stored' ? 1 : 0).u32(row.entryCount).u64(row.storedBytes).u64(row.rawBytes).finish())
+    .u8(row.state === 'stored' ? 1 : 0).u32(row.entryCount).u64(row.storedBytes).u64(row.rawBytes).u32(row.heldBy).finish())
 }
 export function decodePackRow(key: Buffer, row: Buffer): PackRow {
   const reader = readerOf('pack', key, row)
@@ -63,8 +63,10 @@ export function decodePackRow(key: Buffer, row: Buffer): PackRow {
   const entryCount = reader.u32('entries')
   const storedBytes = reader.u64('stored bytes')
   const rawBytes = reader.u64('raw bytes')
+  // Rows of before there were several targets end here: what was stored was on the only one.
+  const heldBy = reader.remaining === 0 ? Number(state === 'stored') : reader.u32('held by')
   reader.expectEnd('pack row')
-  return { packNumber: packNumber(key.readUInt32BE(0)), packId, kind, state, storedBytes, rawBytes, entryCount }
+  return { packNumber: packNumber(key.readUInt32BE(0)), packId, kind, state, storedBytes, rawBytes, entryCount, heldBy }
 }
 
 /** A number that another row's key refers to (pack id → pack number, snapshot id → sequence, session → sequence). */

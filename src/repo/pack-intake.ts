@@ -112,7 +112,7 @@ export class PackIntake {
     const open = this.#packOf(pack.number)
     const pins: PackPins[] = [...open.pins].map(([sessionId, bitmap]) => ({ sessionId, bitmap }))
     const row: PackRow = { packNumber: pack.number, packId: pack.packId, kind: pack.kind, state: 'spooled',
-      storedBytes: pack.storedBytes, rawBytes: pack.rawBytes, entryCount: pack.entries.count }
+      storedBytes: pack.storedBytes, rawBytes: pack.rawBytes, entryCount: pack.entries.count, heldBy: 0 }
     this.#options.uploads.announce(row)
     open.adding = this.#options.index.addPack(row, pack.entries, pins).then(
       () => {

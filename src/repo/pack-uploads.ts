@@ -59,7 +59,7 @@ export class PackUploads {
     for (;;) {
       try {
         await store.put(packKey(pack.row.packId), packBody(pack), { signal })
-        await index.markPackStored(pack.row.packNumber)
+        await index.placePack(pack.row.packNumber, { add: 1, stored: true })
         break
       } catch (error) {
         if (signal.aborted || isAbort(error)) return // it stays in the spool; the next start uploads it

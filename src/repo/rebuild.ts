@@ -29,7 +29,7 @@ export async function* rebuildIndex(parts: RepositoryParts, signal: AbortSignal)
           return part
         }, keys.packKey, repositoryId)
         const row: PackRow = { packNumber: await index.reservePackNumbers(1), packId, kind: self.header.kind, state: 'stored',
-          storedBytes: bytes, rawBytes: self.rawBytes, entryCount: self.trailer.entries.count }
+          storedBytes: bytes, rawBytes: self.rawBytes, entryCount: self.trailer.entries.count, heldBy: 1 }
         await index.addPack(row, self.trailer.entries, [])
         counts.packsAdded++
       } catch (error) {

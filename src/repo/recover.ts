@@ -70,7 +70,7 @@ async function addSpooledPack(parts: RepositoryParts, packId: PackId, file: stri
       return buffer
     }, keys.packKey, repositoryId)
     const row: PackRow = { packNumber: await index.reservePackNumbers(1), packId, kind: self.header.kind, state: 'spooled', storedBytes,
-      rawBytes: self.rawBytes, entryCount: self.trailer.entries.count }
+      rawBytes: self.rawBytes, entryCount: self.trailer.entries.count, heldBy: 0 }
     return { ...row, packNumber: await index.addPack(row, self.trailer.entries, []) }
   } finally {
     await handle.close()
@@ -94,7 +94,7 @@ async function recoverSpooledRows(parts: RepositoryParts, counts: Counts): Promi
       if (row.state !== 'spooled' || uploads.spoolFile(row.packNumber) !== undefined) continue
       const facts = await store.head(packKey(row.packId))
       if (facts?.bytes === row.storedBytes) {
-        await index.markPackStored(row.packNumber)
+        await index.placePack(row.packNumber, { add: 1, stored: true })
         counts.packsFoundOnTarget++
       } else {
         counts.packsNowhere++

@@ -136,11 +136,36 @@ function packsAndChunks({ open }: IndexSubject): void {
     assert.deepEqual(await index.totals(), { packs: 2, chunks: 4, dataChunks: 3, nodeChunks: 1,
       rawBytes: data.rawBytes + node.rawBytes, storedBytes: data.storedBytes + node.storedBytes, spooledPacks: 2,
       spooledBytes: data.storedBytes + node.storedBytes, snapshots: 0, sessionsOpen: 0 })
-    await index.markPackStored(data.packNumber)
-    await index.markPackStored(data.packNumber)
+    await index.placePack(data.packNumber, { add: 0b10 })
+    assert.deepEqual([(await index.totals()).spooledPacks, (await index.getPack(data.packNumber))?.heldBy], [2, 0b10], 'held is not stored yet')
+    for (let twice = 0; twice < 2; twice++) await index.placePack(data.packNumber, { add: 0b101, remove: 0b10, stored: true })
     const totals = await index.totals()
     assert.deepEqual([totals.spooledPacks, totals.spooledBytes], [1, node.storedBytes])
-    assert.equal((await index.getPack(data.packNumber))?.state, 'stored')
+    const row = await index.getPack(data.packNumber)
+    assert.deepEqual([row?.state, row?.heldBy], ['stored', 0b101])
+    await index.clearHolders(0b1)
+    assert.equal((await index.getPack(data.packNumber))?.heldBy, 0b100)
+    await assert.rejects(index.placePack(packNumber(99), { stored: true }), { code: 'INDEX_CORRUPT' })
+  })
+
+  test('packs that are forgotten take their chunks along, and what had lost to them comes back from the packs that stay', async (t) => {
+    const index = await open(t)
+    await index.openSession(sessionRow(1))
+    const lost = await addPack(index, 1, entriesOf([1, 2, 3]))
+    const kept = await addPack(index, 2, entriesOf([3, 4]))
+    const other = await addPack(index, 3, entriesOf([5]), CHUNK_KINDS.node)
+    await index.forgetPacks([lost.packNumber])
+    assert.deepEqual([...(await index.locate(idsOf([1, 2, 3, 4, 5]))).packNumbers], [0, 0, 0, kept.packNumber, other.packNumber])
+    assert.equal(await index.findPack(packIdOf(1)), undefined)
+    assert.equal(await index.reviveEntries(kept.packNumber, entriesOf([3, 4])), 1)
+    assert.equal(await index.reviveEntries(kept.packNumber, entriesOf([3, 4])), 0)
+    assert.deepEqual([...(await index.locate(idsOf([3, 4]))).packNumbers], [kept.packNumber, kept.packNumber])
+    const totals = await index.totals()
+    assert.deepEqual([totals.packs, totals.chunks, totals.dataChunks, totals.nodeChunks], [2, 3, 2, 1])
+    assert.deepEqual([totals.storedBytes, totals.rawBytes, totals.spooledPacks], [kept.storedBytes + other.storedBytes, kept.rawBytes + other.rawBytes, 2])
+    // The same pack may be pushed again: its name follows from its bytes.
+    await addPack(index, 1, entriesOf([1, 2, 3]))
+    assert.deepEqual([...await index.pinPresent(S1, idProofsOf([1, 2, 3]))], [0b111])
   })
 
   test('packs page in ascending order, each exactly once', async (t) => {

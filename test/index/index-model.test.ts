@@ -40,7 +40,7 @@ const steps = fc.oneof(
   small.map((n) => step(`delete ${n}`, (index) => index.deleteSnapshot(snapshotIdOf(n)))),
   fc.integer({ min: 1, max: 8 }).map((n) => step(`store pack ${n}`, async (index) => {
     const pack = await index.findPack(packIdOf(n))
-    if (pack !== undefined) await index.markPackStored(pack.packNumber)
+    if (pack !== undefined) await index.placePack(pack.packNumber, { add: 0b110, stored: true })
   })),
 )
 

@@ -42,7 +42,7 @@ export function formatExamples(): ReadonlyMap<string, Buffer> {
   const chunkValue = Buffer.alloc(CHUNK_VALUE_BYTES)
   encodeChunkValue(chunkValue, 7, CHUNK_KINDS.data, entries, 1)
   const packRow = encodePackRow(u32Key(7), { packNumber: packNumber(7), packId: pack.packId, kind: CHUNK_KINDS.data, state: 'stored', entryCount: 2,
-    storedBytes: pack.bytes.byteLength, rawBytes: 12 })
+    storedBytes: pack.bytes.byteLength, rawBytes: 12, heldBy: 0b101 })
   return new Map([
     ['node-v1', encodeNode(NODE_TYPES.directory, [{ kind: CHUNK_KINDS.data, id: Buffer.alloc(32, 0xaa) }, { kind: CHUNK_KINDS.node, id: Buffer.alloc(32, 0xbb) }],
       Buffer.from('body'))],

@@ -24,7 +24,7 @@ export function entriesOf(numbers: readonly number[]): PackEntries {
     offsetsInBlock: column((_, i) => i * 3) }
 }
 export function packRow(number: PackNumber, n: number, entryCount: number, kind: ChunkKind = CHUNK_KINDS.data): PackRow {
-  return { packNumber: number, packId: packIdOf(n), kind, state: 'spooled', storedBytes: 100 + n, rawBytes: 3000 + n, entryCount }
+  return { packNumber: number, packId: packIdOf(n), kind, state: 'spooled', storedBytes: 100 + n, rawBytes: 3000 + n, entryCount, heldBy: 0 }
 }
 /** Reserves a number and adds pack `n`; returns its row. */
 export async function addPack(index: ChunkIndex, n: number, entries: PackEntries, kind: ChunkKind = CHUNK_KINDS.data,
