@@ -16,7 +16,7 @@ import type { Random } from '../src/core/random.js'
 import { isErrno, RoostError } from '../src/core/errors.js'
 import { MiB } from '../src/core/limits.js'
 import { ClientError, decodeWireError } from './client-errors.js'
-import type { RateLimiter } from './rate-limit.js'
+import type { RateLimiter } from '../src/core/rate-limit.js'
 
 export interface WaitingNotice { readonly error: Error; readonly attempt: number; readonly delayMs: number; readonly waitedMs: number }
 export interface TransportOptions {

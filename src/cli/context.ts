@@ -1,6 +1,6 @@
 /** What every command is given: where to write, what the user set, when to stop. One process, one context. */
 import { HttpRepositoryClient, HttpServerClient } from '../../client/http-repository-client.js'
-import { rateLimiter } from '../../client/rate-limit.js'
+import { rateLimiter } from '../core/rate-limit.js'
 import type { RepositoryClient, ServerClient } from '../../client/repository-client.js'
 import { Transport } from '../../client/transport.js'
 import type { Clock } from '../core/clock.js'

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
 import { ClientError, hasClientCode } from '../../client/client-errors.js'
-import { rateLimiter } from '../../client/rate-limit.js'
+import { rateLimiter } from '../../src/core/rate-limit.js'
 import { Transport, type TransportOptions, type WaitingNotice } from '../../client/transport.js'
 import { hasCode } from '../../src/core/errors.js'
 import { FakeRepositoryServer, refusing, refusingEarly, resetting } from '../support/fake-repository-server.js'

@@ -1,5 +1,5 @@
 /** A token bucket: at most `bytesPerSecond` on average, bursts of at most a quarter of a second. */
-import type { Clock } from '../src/core/clock.js'
+import type { Clock } from './clock.js'
 
 export interface RateLimiter {
   readonly bytesPerSecond: number
