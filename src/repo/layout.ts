@@ -6,6 +6,8 @@ export const HEADER_KEY: ObjectKey = 'roost.json'
 export const PACK_PREFIX = 'packs/'
 export const SNAPSHOT_PREFIX = 'snapshots/'
 export const KEY_SLOT_PREFIX = 'keys/'
+/** Names of deleted snapshots that some target may still hold. */
+export const TOMBSTONE_PREFIX = 'tombstones/'
 
 /** Two hex digits of fan-out keep directories of a `file:` target small. */
 export const packKey = (id: PackId): ObjectKey => `${PACK_PREFIX}${id.slice(0, 2)}/${id}`
@@ -20,6 +22,11 @@ export function packIdOfKey(key: ObjectKey): PackId | undefined {
 }
 export function snapshotIdOfKey(key: ObjectKey): SnapshotId | undefined {
   const match = /^snapshots\/([0-9a-f]{64})$/.exec(key)
+  return match === null ? undefined : parseSnapshotId(match[1]!)
+}
+export const tombstoneKey = (id: SnapshotId): ObjectKey => `${TOMBSTONE_PREFIX}${id}`
+export function tombstoneIdOfKey(key: ObjectKey): SnapshotId | undefined {
+  const match = /^tombstones\/([0-9a-f]{64})$/.exec(key)
   return match === null ? undefined : parseSnapshotId(match[1]!)
 }
 /** The slot named by a key, or undefined for a foreign object. */
