@@ -18,7 +18,7 @@ export async function withOfflineRepository(context: CommandContext, where: { re
     const host = await openRepositoryHost({
       dataDirectory: where.dataDirectory, workers: SERVER_CONFIG_DEFAULTS.workers, spoolBytes: SERVER_CONFIG_DEFAULTS.spoolBytes,
       report: (repository, event) => {
-        if (event.type !== 'recovered') context.output.warn(`${repository}: ${event.error.message}`)
+        if (event.type !== 'recovered' && event.error !== undefined) context.output.warn(`${repository}: ${event.error.message}`)
       },
     })
     try {

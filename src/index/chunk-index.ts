@@ -154,8 +154,8 @@ export interface ChunkIndex {
   isComplete(): Promise<boolean>
   /** Waits until everything visible is durable. */
   flush(): Promise<void>
-  /** Flushes and marks the close as clean. Idempotent. */
-  close(): Promise<void>
+  /** Flushes and marks the close as clean, unless `clean` is false: the next open is as after a crash. Idempotent. */
+  close(clean?: boolean): Promise<void>
 }
 
 /** What an index is bound to; opening one that is bound to another repository is refused with INDEX_CORRUPT. */

@@ -436,11 +436,11 @@ class LmdbIndex implements ChunkIndex {
     this.#requireOpen()
     await this.root.flushed
   }
-  close(): Promise<void> {
-    this.#closing ??= this.#close()
+  close(clean = true): Promise<void> {
+    this.#closing ??= this.#close(clean)
     return this.#closing
   }
-  async #close(): Promise<void> {
+  async #close(clean: boolean): Promise<void> {
     try {
       await this.#durably(() => {
         for (const [sessionId, lastUsedAtMs] of this.#lastUsedAtMs) {
@@ -448,7 +448,7 @@ class LmdbIndex implements ChunkIndex {
           const row = this.#sessions.getBinary(key)
           if (row !== undefined) this.#sessions.putSync(key, encodeSessionRow(key, { ...decodeSessionRow(key, row), lastUsedAtMs }))
         }
-        this.#state.setFlag('clean', true)
+        this.#state.setFlag('clean', clean)
       })
     } finally {
       await this.root.close()

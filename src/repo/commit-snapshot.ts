@@ -1,9 +1,9 @@
 /** The commit: from here on a snapshot is promised. Steps W1–W6 of docs/durability.md, in this order. */
 import { hasCode, isAbort, RoostError } from '../core/errors.js'
-import { CHUNK_KINDS, parseChunkId, type SessionId } from '../core/ids.js'
+import { CHUNK_KINDS, parseChunkId, type SessionId, type SnapshotId } from '../core/ids.js'
 import type { CommitReply, CommitRequest, SnapshotRecord } from '../core/messages.js'
 import { NODE_REF_BYTES, type NodeRefs } from '../core/node-format.js'
-import { REF_STATES, type SessionRow } from '../index/chunk-index.js'
+import { REF_STATES, type SessionRow, type SnapshotRow } from '../index/chunk-index.js'
 import { bytesBody } from '../store/bytes-body.js'
 import { snapshotKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
@@ -11,35 +11,63 @@ import type { Sessions } from './sessions.js'
 import { encodeSnapshotObject, parseRecord, signRecord, toSnapshotRow, toWireSnapshot } from './snapshot-format.js'
 import { PlaceSet, walkTree } from './verify-tree.js'
 
-/** Resolves when the snapshot and everything it needs is on the target and in the index. Repeating it (a lost acknowledgement) answers the
- *  same. If it rejects, nothing was promised; the session stays open unless SESSION_LOST says otherwise.
- *  @throws {RoostError} COMMIT_INCOMPLETE; COMMIT_CONFLICT; SESSION_LOST; TREE_MALFORMED; LIMIT_EXCEEDED; STORE_UNAVAILABLE */
+/** Resolves when the snapshot and everything it needs is durable as the repository's setting says: on enough targets (`remote`), or fsynced in
+ *  the spool (`spool`). Repeating it (a lost acknowledgement, or NOT_YET_DURABLE) goes on where it was and answers the same. If it rejects
+ *  otherwise, nothing was promised; the session stays open unless SESSION_LOST says otherwise.
+ *  @throws {RoostError} NOT_YET_DURABLE; COMMIT_INCOMPLETE; COMMIT_CONFLICT; SESSION_LOST; TREE_MALFORMED; LIMIT_EXCEEDED; STORE_UNAVAILABLE */
 export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions, sessionId: SessionId, request: CommitRequest,
   signal: AbortSignal): Promise<CommitReply> {
   const before = await parts.index.findSnapshotOfSession(sessionId)
   if (before !== undefined) {
     if (parseRecord(before).root !== request.root)
       throw new RoostError('COMMIT_CONFLICT', 'This session has committed another tree already.', { snapshot: before.snapshotId })
-    return { snapshot: toWireSnapshot(before), alreadyCommitted: true }
+    return await acknowledge(parts, before, true, signal)
   }
   const session = await sessions.requirePush(sessionId)
   await parts.intake.flush() // W1 packs durable in the spool, W2 index entries durable
-  await waitForTarget(parts, signal) // W3 packs on the target
+  const areStored = await waitForTargets(parts, signal) // W3 packs on enough targets
   await verifyPushedTree(parts, sessionId, request.root, signal) // W4
   const signed = signRecord(recordOf(parts, session, request), parts.keys)
   const object = encodeSnapshotObject(signed, parts.repositoryId, parts.keys, parts.random)
-  await parts.store.put(snapshotKey(signed.snapshotId), bytesBody(object), { signal }) // W5
+  const isPut = areStored && await putOnTargets(parts, signed.snapshotId, object, signal) // W5
+  if (!isPut) await parts.spooledSnapshots.add(signed.snapshotId, object) // W5 in the spool: it follows its packs by itself
   const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId) // W6
-  return { snapshot: toWireSnapshot(row), alreadyCommitted: false }
+  if (isPut) return { snapshot: toWireSnapshot(row), alreadyCommitted: false }
+  parts.spooledSnapshots.wake()
+  // The deadline has passed already: who asks again waits again.
+  if (parts.targets.list.durability === 'remote') throw notYetDurable(parts, row.snapshotId)
+  return { snapshot: { ...toWireSnapshot(row), inSpool: true }, alreadyCommitted: false }
 }
 
-async function waitForTarget(parts: RepositoryParts, signal: AbortSignal): Promise<void> {
+/** The answer to a commit that is in the index. */
+async function acknowledge(parts: RepositoryParts, row: SnapshotRow, alreadyCommitted: boolean, signal: AbortSignal): Promise<CommitReply> {
+  const { spooledSnapshots, targets, commitWaitMs } = parts
+  if (targets.list.durability === 'remote' && !await spooledSnapshots.settled(row.snapshotId, commitWaitMs, signal)) throw notYetDurable(parts, row.snapshotId)
+  return { snapshot: { ...toWireSnapshot(row), ...(spooledSnapshots.has(row.snapshotId) ? { inSpool: true as const } : {}) }, alreadyCommitted }
+}
+function notYetDurable({ uploads, spooledSnapshots }: RepositoryParts, snapshot: SnapshotId): RoostError {
+  return new RoostError('NOT_YET_DURABLE', 'Not yet durable: the snapshot is whole and safe in the server\'s spool, but too few of its targets take packs now. Ask again.',
+    { snapshot, waitingPacks: uploads.waitingPacks }, { cause: uploads.lastFailure ?? spooledSnapshots.lastFailure })
+}
+
+/** Whether the packs are stored. With durability `spool` nobody waits for that. */
+async function waitForTargets(parts: RepositoryParts, signal: AbortSignal): Promise<boolean> {
   try {
-    await parts.uploads.settled(parts.commitWaitMs, signal)
+    await parts.uploads.settled(parts.targets.list.durability === 'remote' ? parts.commitWaitMs : 0, signal)
+    return parts.spooledSnapshots.count === 0 // snapshots reach the targets in the order of their commits
   } catch (error) {
     if (isAbort(error) || hasCode(error, 'INDEX_CORRUPT')) throw error
-    throw new RoostError('STORE_UNAVAILABLE', 'Not yet durable: the data is safe in the server\'s spool, but its storage target does not take packs. Ask again.',
-      { waitingPacks: parts.uploads.waitingPacks }, { cause: error })
+    return false
+  }
+}
+async function putOnTargets(parts: RepositoryParts, id: SnapshotId, object: Buffer, signal: AbortSignal): Promise<boolean> {
+  try {
+    await parts.store.put(snapshotKey(id), bytesBody(object), { signal })
+    return true
+  } catch (error) {
+    // It may have landed, here and there: the same bytes follow from the spool.
+    if (!hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')) throw error
+    return false
   }
 }
 

@@ -187,7 +187,8 @@ async function readSlots(store: ObjectStore): Promise<ReadSlots> {
   slots.sort((a, b) => a.createdAtMs - b.createdAtMs || (a.slotId < b.slotId ? -1 : 1))
   return { slots, damagedIds, damage }
 }
-async function readSlot(store: ObjectStore, slotId: string): Promise<KeySlot | undefined> {
+/** Undefined when it is not there. @throws {RoostError} REPOSITORY_CORRUPT when it is damaged. */
+export async function readSlot(store: ObjectStore, slotId: string): Promise<KeySlot | undefined> {
   const facts = await store.head(keySlotKey(slotId))
   if (facts === undefined) return undefined // removed since it was listed
   if (facts.bytes === 0 || facts.bytes > SLOT_BYTES_MAX) throw corruptSlot(slotId, 'its length is out of bounds')

@@ -6,6 +6,8 @@ export const HEADER_KEY: ObjectKey = 'roost.json'
 export const PACK_PREFIX = 'packs/'
 export const SNAPSHOT_PREFIX = 'snapshots/'
 export const KEY_SLOT_PREFIX = 'keys/'
+/** Written again and again while a target takes nothing, to see when it does. */
+export const PROBE_KEY: ObjectKey = 'probe'
 /** Names of deleted snapshots that some target may still hold. */
 export const TOMBSTONE_PREFIX = 'tombstones/'
 

@@ -4,11 +4,15 @@ import { parseSnapshotId, type SessionId, type SnapshotId } from '../core/ids.js
 import { Mutex } from '../core/concurrency.js'
 import { RoostError } from '../core/errors.js'
 import type {
-  AddKeySlotRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
-  RepositoryStats, SignedSnapshot, SnapshotPage,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
+  RepositoryStats, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
 } from '../core/messages.js'
 import type { SessionRow, SnapshotRow } from '../index/chunk-index.js'
 import { checkRepository } from './check.js'
+import { deleteSnapshot } from './delete-snapshot.js'
+import { addTarget, backfillTarget, changeRepository, changeTarget, drainTarget, removeTarget } from './manage-targets.js'
+import type { ObjectStore } from '../store/object-store.js'
+import type { TargetConfig } from './targets/target-list.js'
 import { commitSnapshot } from './commit-snapshot.js'
 import { findMissing } from './find-missing.js'
 import { addKeySlot, listKeySlots, removeKeySlot, rotateKeyfile } from './manage-keys.js'
@@ -19,7 +23,6 @@ import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from './repos
 import { infoOf, type RepositoryParts } from './repository-parts.js'
 import { rebuildNeeded, Sessions, unknownSnapshot, type SessionCaller } from './sessions.js'
 import { toWireSnapshot } from './snapshot-format.js'
-import { snapshotKey } from './layout.js'
 
 /** Of records in one page of a listing. */
 const PAGE_BYTES_MAX = 4 * MiB
@@ -33,13 +36,17 @@ export class LocalRepository implements Repository {
   readonly #keyfile: string
   /** One at a time: two removals could each leave "the other slot". */
   readonly #keyChanges = new Mutex()
+  readonly #targetChanges = new Mutex()
+  readonly #stop = new AbortController()
+  readonly #openNewTarget: (config: TargetConfig) => Promise<ObjectStore>
   /** One at a time for each session: the second finds what the first committed. */
   readonly #commits = new Map<SessionId, Promise<unknown>>()
   #complete = true
   #rebuilding = false
   #closed: Promise<void> | undefined
 
-  constructor(parts: RepositoryParts, masterKey: Buffer, keyfile: string) {
+  constructor(parts: RepositoryParts, masterKey: Buffer, keyfile: string, openNewTarget: (config: TargetConfig) => Promise<ObjectStore>) {
+    this.#openNewTarget = openNewTarget
     this.#parts = parts
     this.#masterKey = masterKey
     this.#keyfile = keyfile
@@ -92,25 +99,24 @@ export class LocalRepository implements Repository {
       const step = await this.#parts.index.listSnapshots({ limit: asked, ...(at === undefined ? {} : { before: at }),
         ...(source === undefined ? {} : { source }), ...(tag === undefined ? {} : { tag }) })
       rows.push(...step)
-      if (step.length < asked) return { snapshots: rows.map(toWireSnapshot), next: null }
+      if (step.length < asked) return { snapshots: rows.map((row) => this.#wire(row)), next: null }
       bytes += step.reduce((sum, row) => sum + row.record.byteLength, 0)
       at = step.at(-1)!.sequence
     }
-    return { snapshots: rows.map(toWireSnapshot), next: String(rows.at(-1)!.sequence) }
+    return { snapshots: rows.map((row) => this.#wire(row)), next: String(rows.at(-1)!.sequence) }
   }
   async getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot> {
     this.#requireComplete()
     const row = await this.#parts.index.getSnapshot(parseSnapshotId(snapshotId))
     if (row === undefined) throw unknownSnapshot(snapshotId)
-    return toWireSnapshot(row)
+    return this.#wire(row)
   }
-  /** Order (docs/durability.md, deletes): the object on the target, then the row. Dying in between brings the snapshot back whole. */
-  async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+  #wire(row: SnapshotRow): SignedSnapshot {
+    return this.#parts.spooledSnapshots.has(row.snapshotId) ? { ...toWireSnapshot(row), inSpool: true } : toWireSnapshot(row)
+  }
+  deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
     this.#requireComplete()
-    const { index, store } = this.#parts
-    if (await index.getSnapshot(snapshotId) === undefined) throw unknownSnapshot(snapshotId)
-    await store.delete(snapshotKey(snapshotId))
-    await index.deleteSnapshot(snapshotId)
+    return deleteSnapshot(this.#parts, snapshotId)
   }
   async stats(): Promise<RepositoryStats> {
     const totals = await this.#parts.index.totals()
@@ -133,6 +139,19 @@ export class LocalRepository implements Repository {
     }
   }
 
+  listTargets(): Promise<TargetsReply> { return this.#parts.targets.reply() }
+  addTarget(request: AddTargetRequest): Promise<TargetInfo> {
+    return this.#targetChanges.run(() => addTarget(this.#parts, request, this.#openNewTarget, this.#stop.signal))
+  }
+  changeTarget(name: string, request: ChangeTargetRequest): Promise<TargetInfo> { return this.#targetChanges.run(() => changeTarget(this.#parts, name, request)) }
+  removeTarget(name: string): Promise<void> { return this.#targetChanges.run(() => removeTarget(this.#parts, name)) }
+  backfillTarget(name: string, signal: AbortSignal): AsyncIterable<MaintenanceEvent> { return backfillTarget(this.#parts, name, signal) }
+  drainTarget(name: string, signal: AbortSignal): AsyncIterable<MaintenanceEvent> { return drainTarget(this.#parts, name, signal) }
+  async change(request: ChangeRepositoryRequest): Promise<RepositoryInfo> {
+    await this.#targetChanges.run(() => changeRepository(this.#parts, request))
+    return this.info()
+  }
+
   listKeySlots(): Promise<KeySlotInfo[]> { return listKeySlots(this.#parts) }
   addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo> { return addKeySlot(this.#parts, this.#masterKey, request) }
   removeKeySlot(slotId: string): Promise<void> { return this.#keyChanges.run(() => removeKeySlot(this.#parts, slotId, this.#keyfile)) }
@@ -142,13 +161,17 @@ export class LocalRepository implements Repository {
     return this.#closed ??= this.#close()
   }
   async #close(): Promise<void> {
-    const { intake, uploads, index, store, pool, repositoryId, commitWaitMs } = this.#parts
+    const { intake, uploads, catchUp, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending } = this.#parts
+    this.#stop.abort(new DOMException('the repository is closing', 'AbortError'))
     await intake.flush()
-    // What the target does not take in time stays in the spool; the next start uploads it.
-    await uploads.settled(Math.min(commitWaitMs, 10_000)).catch(() => undefined)
+    // What the targets do not take in time stays in the spool; the next start uploads it.
+    const isHopeless = targets.active.every(({ takesPacks }) => !takesPacks)
+    await uploads.settled(isHopeless ? 0 : Math.min(commitWaitMs, 10_000)).catch(() => undefined)
+    await spooledSnapshots.close()
+    await catchUp.close()
     await uploads.close()
     pool.forget(repositoryId)
-    await index.close()
+    await index.close(pending.recovery === undefined)
     await store.close()
   }
 }

@@ -10,13 +10,14 @@ import { hasCode, isErrno, RoostError } from '../core/errors.js'
 import { parseRepositoryId, type RepositoryId } from '../core/ids.js'
 import type { AttachRepositoryRequest, CreateRepositoryRequest } from '../core/messages.js'
 import type { Random } from '../core/random.js'
-import type { ChunkIndex } from '../index/chunk-index.js'
+import type { ChunkIndex, PackRow } from '../index/chunk-index.js'
 import { openLmdbIndex } from '../index/lmdb-index.js'
 import type { FileEffects } from '../store/file-effects.js'
 import type { ObjectStore } from '../store/object-store.js'
 import { replaceFile } from '../store/replace-file.js'
 import { openStore } from '../store/open-store.js'
-import { addKeyfileSlot, KEYFILE_BYTES, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
+import { addKeyfileSlot, KEYFILE_BYTES, openSlot, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
+import { openKnown, rememberHeader } from './known-header.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
 import { LocalRepository } from './local-repository.js'
 import { PackIntake } from './pack-intake.js'
@@ -27,6 +28,13 @@ import { CHUNKER_DEFAULTS, isChunker, readRepositoryHeader, targetTaken, verifyR
 import { createMasterKey, deriveRepositoryKeys } from './repository-keys.js'
 import type { RepositoryEvent, RepositoryParts } from './repository-parts.js'
 import type { SealPool } from './seal-pool.js'
+import { encodeSnapshotObject } from './snapshot-format.js'
+import { SpooledSnapshots } from './spooled-snapshots.js'
+import { CatchUp } from './targets/catch-up.js'
+import { MirroredStore } from './targets/mirrored-store.js'
+import { parseTargetList, singleTarget, type TargetList } from './targets/target-list.js'
+import type { Target } from './targets/target.js'
+import { TargetSet } from './targets/target-set.js'
 
 export interface OpenRepositoryDeps {
   readonly pool: SealPool
@@ -38,11 +46,11 @@ export interface OpenRepositoryDeps {
   readonly zstdLevel: number
   report(repository: string, event: RepositoryEvent): void
   /** Tests put another target here. */
-  openTarget?(url: string, create: boolean): Promise<ObjectStore>
+  openTarget?(url: string, create: boolean, slot: number): Promise<ObjectStore>
   openIndex?(directory: string, repositoryId: RepositoryId): Promise<ChunkIndex>
 }
 
-interface LocalConfig { readonly format: 1; readonly name: string; readonly repositoryId: RepositoryId; readonly target: string }
+interface LocalConfig extends TargetList { readonly format: 2; readonly name: string; readonly repositoryId: RepositoryId }
 const CONFIG_NAME = 'repository.json'
 const KEYFILE_NAME = 'keyfile'
 const INDEX_FORMAT = 1
@@ -59,7 +67,7 @@ export async function createRepository(directory: string, request: CreateReposit
     throw new RoostError('REPOSITORY_EXISTS', `There is a repository in ${directory} already; its target may be unreachable or damaged.`)
   const target = request.target ?? `file:${join(directory, 'store')}`
   await mkdir(directory, { recursive: true, mode: 0o700 })
-  const store = await openTarget(target, true, deps)
+  const store = await openTarget(directory, target, true, 0, deps)
   try {
     const repositoryId = await unfinishedCreate(store, directory) ?? await layRepository(store, directory, chunker, deps)
     // Without its description this folder is nobody's: an index in it is a leftover of a create that died.
@@ -67,7 +75,7 @@ export async function createRepository(directory: string, request: CreateReposit
     const index = await openIndexOf(directory, repositoryId, deps)
     await index.setComplete(true)
     await index.close()
-    await writeConfig(directory, { format: 1, name: request.name, repositoryId, target }, deps)
+    await writeConfig(directory, { format: 2, name: request.name, repositoryId, ...singleTarget(target, request.durability) }, deps)
   } finally {
     await store.close()
   }
@@ -106,7 +114,7 @@ async function unfinishedCreate(store: ObjectStore, directory: string): Promise<
 /** Makes a local folder for a repository that is on its target already: after the loss of a server, or on a second one. The index is
  *  incomplete until `rebuild`. @throws {RoostError} REPOSITORY_UNKNOWN; KEY_UNLOCK_FAILED; REPOSITORY_CORRUPT */
 export async function attachRepository(directory: string, request: AttachRepositoryRequest, secret: KeySecret, deps: OpenRepositoryDeps): Promise<void> {
-  const store = await openTarget(request.target, false, deps)
+  const store = await openTarget(directory, request.target, false, 0, deps)
   try {
     const { header, mac } = await readRepositoryHeader(store)
     const masterKey = await unlockMasterKey(store, secret)
@@ -115,56 +123,120 @@ export async function attachRepository(directory: string, request: AttachReposit
     const keyfile = deps.random.bytes(KEYFILE_BYTES)
     await writeKeyfile(join(directory, KEYFILE_NAME), keyfile, deps.effects)
     await addKeyfileSlot(store, masterKey, keyfile, { label: 'server keyfile', clock: deps.clock, random: deps.random })
-    await writeConfig(directory, { format: 1, name: request.name, repositoryId: header.repositoryId, target: request.target }, deps)
+    // An index of before knows other packs, or another repository's: `rebuild` starts from nothing.
+    await setIndexAside(directory)
+    await writeConfig(directory, { format: 2, name: request.name, repositoryId: header.repositoryId, ...singleTarget(request.target) }, deps)
   } finally {
     await store.close()
   }
 }
 
-/** Opens a repository whose local folder exists, and recovers what the last process left. */
+/** Opens a repository whose local folder exists, and recovers what the last process left. Its targets may all be down: what needs them waits
+ *  until they answer. */
 export async function openRepository(directory: string, deps: OpenRepositoryDeps): Promise<LocalRepository> {
   const config = await readConfig(directory)
-  const store = await openTarget(config.target, false, deps)
-  let index: ChunkIndex | undefined
+  const targets = new TargetSet(config, { clock: deps.clock, open: ({ url, slot }) => openTarget(directory, url, false, slot, deps) })
+  const store = new MirroredStore(targets)
+  let index: ChunkIndex | undefined, parts: RepositoryParts | undefined
+  let isRecovered = false
   try {
-    const { header, mac } = await readRepositoryHeader(store)
-    if (header.repositoryId !== config.repositoryId)
-      throw new RoostError('REPOSITORY_CORRUPT', 'The target holds another repository than the one that this folder was made for.', { target: store.description })
-    const masterKey = await unlockMasterKey(store, { keyfile: await readKeyfile(join(directory, KEYFILE_NAME)) })
-    verifyRepositoryHeader(header, mac, masterKey)
-    index = await openIndexOf(directory, header.repositoryId, deps)
-    const parts = await assembleParts({ directory, config, header, masterKey, store, index }, deps)
+    const unlocked = await unlock(directory, config, store, deps)
+    index = await openIndexOf(directory, config.repositoryId, deps)
+    parts = await assembleParts({ directory, config, unlocked, targets, store, index }, deps)
     await recoverRepository(parts)
-    return new LocalRepository(parts, masterKey, join(directory, KEYFILE_NAME))
+    isRecovered = true
+    return new LocalRepository(parts, unlocked.masterKey, join(directory, KEYFILE_NAME), ({ url, slot }) => openTarget(directory, url, true, slot, deps))
   } catch (error) {
-    await index?.close()
+    await parts?.uploads.close()
+    await parts?.spooledSnapshots.close()
+    await parts?.catchUp.close()
+    // What was not reconciled must be at the next start.
+    await index?.close(isRecovered)
     await store.close()
     throw error
   }
 }
 
-async function assembleParts(open: { directory: string; config: LocalConfig; header: RepositoryHeader; masterKey: Buffer; store: ObjectStore; index: ChunkIndex },
-  deps: OpenRepositoryDeps): Promise<RepositoryParts> {
-  const { directory, config, header, store, index } = open
-  const { pool, clock, random, effects } = deps
+interface Unlocked { readonly header: RepositoryHeader; readonly headerBytes: Buffer; readonly masterKey: Buffer }
+/** From the targets, or, while none can be asked, from this server's own copies. */
+async function unlock(directory: string, config: LocalConfig, store: ObjectStore, deps: OpenRepositoryDeps): Promise<Unlocked> {
+  const from = async (place: ObjectStore): Promise<Unlocked & { slotId: string }> => {
+    const { header, mac } = await readRepositoryHeader(place)
+    if (header.repositoryId !== config.repositoryId)
+      throw new RoostError('REPOSITORY_CORRUPT', 'The target holds another repository than the one that this folder was made for.', { target: place.description })
+    const { masterKey, slotId } = await openSlot(place, { keyfile: await readKeyfile(join(directory, KEYFILE_NAME)) })
+    verifyRepositoryHeader(header, mac, masterKey)
+    const facts = await place.head(HEADER_KEY)
+    const headerBytes = await place.getRange(HEADER_KEY, { offset: 0, bytes: facts?.bytes ?? 0 })
+    return { header, masterKey, slotId, headerBytes: headerBytes! }
+  }
+  try {
+    const unlocked = await from(store)
+    await rememberHeader(directory, store, unlocked.slotId, deps.effects)
+    return unlocked
+  } catch (error) {
+    const known = isAnswer(error) ? undefined : await openKnown(directory)
+    if (known === undefined) throw error
+    return await from(known)
+  }
+}
+/** False for an error that says nothing of what the targets hold. */
+const isAnswer = (error: unknown): boolean => !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')
+
+interface Opened { directory: string; config: LocalConfig; unlocked: Unlocked; targets: TargetSet; store: ObjectStore; index: ChunkIndex }
+async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<RepositoryParts> {
+  const { directory, config, targets, store, index } = opened
+  const { pool, clock, random, effects, spoolBytesMax } = deps
+  const { header, headerBytes, masterKey } = opened.unlocked
   const { repositoryId } = header
-  const keys = deriveRepositoryKeys(open.masterKey)
+  const keys = deriveRepositoryKeys(masterKey)
   const spoolDirectory = join(directory, 'spool')
   await mkdir(spoolDirectory, { recursive: true, mode: 0o700 })
+  await targets.countHoldings(index)
   const report = (event: RepositoryEvent): void => { deps.report(config.name, event) }
-  const uploads = new PackUploads({ store, index, effects, clock })
-  const intake = new PackIntake({ repositoryId, index, pool, uploads, spoolDirectory, spoolBytesMax: deps.spoolBytesMax,
+  const onDamage = (error: RoostError, pack: PackRow): void => { report({ type: 'damage', error, pack: pack.packId }) }
+  const uploads = new PackUploads({ targets, effects, clock, spoolBytesMax, onDamage })
+  const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store })
+  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, report: onDamage,
+    isUploading: (row) => uploads.isWaiting(row.packNumber),
+    copying: { targets, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
+    snapshotObject: async (id) => {
+      const row = spooledSnapshots.has(id) ? undefined : await index.getSnapshot(id)
+      return row === undefined ? undefined : encodeSnapshotObject(row, repositoryId, keys, random)
+    } })
+  targets.watch({
+    targetFailed: ({ name, health, anyFailure }) => { report({ type: 'target', target: name, health, ...(anyFailure && { error: anyFailure.error }) }) },
+    targetAnswers: ({ name, health }) => {
+      report({ type: 'target', target: name, health })
+      spooledSnapshots.wake()
+    },
+  })
+  const intake = new PackIntake({ repositoryId, index, pool, uploads, spoolDirectory, spoolBytesMax,
     onLost: (error) => { report({ type: 'pack-lost', error }) } })
   pool.open({ repositoryId, dedupKey: keys.dedupKey, packKey: keys.packKey, spoolDirectory, zstdLevel: deps.zstdLevel },
     { onSealed: (pack) => { intake.onSealed(pack) }, onLost: (number, error) => { intake.onLost(number, error) } })
-  const reader = new PackReader({ index, store, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey,
-    report: (error, pack) => { report({ type: 'damage', error, pack: pack.packId }) } })
+  const reader = new PackReader({ index, targets, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey, report: onDamage,
+    onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
   return { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
-    keys, directory, spoolDirectory, index, store, pool, uploads, intake, reader, clock, random, effects, commitWaitMs: deps.commitWaitMs, report }
+    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, spooledSnapshots, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
+    commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
 }
 
-function openTarget(url: string, create: boolean, deps: OpenRepositoryDeps): Promise<ObjectStore> {
-  return deps.openTarget?.(url, create) ?? openStore(url, { clock: deps.clock, random: deps.random, effects: deps.effects, create })
+/** A read found copies that are missing or damaged, and a whole one: the index forgets the bad ones, which makes the catch-up write them anew. */
+async function mendCopies({ targets, catchUp, onDamage }: { targets: TargetSet; catchUp: CatchUp; onDamage(error: RoostError, row: PackRow): void },
+  row: PackRow, damagedOn: readonly Target[], error: RoostError): Promise<void> {
+  for (const target of damagedOn) {
+    if (((await targets.place(row.packNumber, {})).heldBy & target.bit) === 0) continue
+    await targets.place(row.packNumber, { remove: target.bit })
+    target.damagedPacks++
+    onDamage(error, row)
+    catchUp.start(target)
+  }
+}
+
+function openTarget(directory: string, url: string, create: boolean, slot: number, deps: OpenRepositoryDeps): Promise<ObjectStore> {
+  void directory
+  return deps.openTarget?.(url, create, slot) ?? openStore(url, { clock: deps.clock, random: deps.random, effects: deps.effects, create })
 }
 function openIndexOf(directory: string, repositoryId: RepositoryId, deps: OpenRepositoryDeps): Promise<ChunkIndex> {
   const at = join(directory, 'index')
@@ -177,8 +249,12 @@ async function writeConfig(directory: string, config: LocalConfig, deps: OpenRep
 async function readConfig(directory: string): Promise<LocalConfig> {
   const path = join(directory, CONFIG_NAME)
   try {
-    const value = JSON.parse(await readFile(path, 'utf8')) as LocalConfig
-    if (value.format === 1 && typeof value.name === 'string' && typeof value.target === 'string') return { ...value, repositoryId: parseRepositoryId(value.repositoryId) }
+    const value = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>
+    const { name, target, format } = value
+    // Format 1 knew one target.
+    const list = format === 1 && typeof target === 'string' ? singleTarget(target) : format === 2 ? parseTargetList(value) : undefined
+    if (typeof name === 'string' && typeof value['repositoryId'] === 'string' && list !== undefined)
+      return { format: 2, name, repositoryId: parseRepositoryId(value['repositoryId']), ...list }
   } catch (error) {
     if (isErrno(error, 'ENOENT')) throw new RoostError('REPOSITORY_UNKNOWN', `There is no repository in ${directory}.`, {}, { cause: error })
     if (isErrno(error) && error.syscall !== undefined) throw error // what the system cannot read now is not damaged

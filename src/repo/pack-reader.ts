@@ -1,19 +1,21 @@
-/** Reads chunks back: from the spool while a pack waits there, else from the target; one ranged read for neighbouring blocks.
+/** Reads chunks back: from the spool while a pack waits there, else from the best target, and from the next when that fails; one ranged
+ *  read for neighbouring blocks.
  *
  *  Damage is told apart from absence and from unreachability: PACK_CORRUPT and a missing object make a chunk `undefined`
  *  with a report; STORE_UNAVAILABLE passes through.
  */
-import { open } from 'node:fs/promises'
-import { hasCode, isErrno, RoostError } from '../core/errors.js'
+import { hasCode, RoostError } from '../core/errors.js'
 import type { ChunkKind, PackNumber } from '../core/ids.js'
 import { MiB } from '../core/limits.js'
 import type { ChunkIndex, Locations, PackRow } from '../index/chunk-index.js'
-import type { ByteRange, ObjectStore } from '../store/object-store.js'
+import type { ByteRange } from '../store/object-store.js'
 import { ByteLru } from './byte-lru.js'
-import { packKey as packObjectKey } from './layout.js'
 import { chunkInBlock, decodePackHeader, PACK_HEADER_BYTES, packCorrupt } from './pack-format.js'
+import { isPackDamage, packSources, type PackSource } from './pack-sources.js'
 import type { PackUploads } from './pack-uploads.js'
 import type { SealPool } from './seal-pool.js'
+import type { Target } from './targets/target.js'
+import type { TargetSet } from './targets/target-set.js'
 
 /** Neighbouring blocks are fetched together up to this; beyond it a range only delays its first block. */
 const RANGE_BYTES_MAX = 4 * MiB
@@ -28,13 +30,15 @@ const HEADER_CACHE_BYTES = 1 * MiB
 
 export interface PackReaderDeps {
   readonly index: ChunkIndex
-  readonly store: ObjectStore
+  readonly targets: TargetSet
   readonly uploads: PackUploads
   readonly pool: SealPool
   readonly packKey: Buffer
   readonly dedupKey: Buffer
-  /** Told of every damaged or absent pack part that a read stumbled on. */
+  /** Told of every part of a pack that is whole nowhere. */
   report(problem: RoostError, pack: PackRow): void
+  /** Told of targets whose copy is missing or damaged where another's was whole. */
+  onStumble(pack: PackRow, targets: readonly Target[], problem: RoostError): void
 }
 /** One opened block with the rows of `locations` that lie in it; `bytes` undefined = damaged or absent. */
 export interface ReadBlock { readonly bytes: Buffer | undefined; readonly rows: readonly number[] }
@@ -45,7 +49,7 @@ interface RangePlan { readonly pack: PackNumber; readonly range: ByteRange; read
 export class PackReader {
   readonly #deps: PackReaderDeps
   readonly #blocks = new ByteLru<string, Buffer>(BLOCK_CACHE_BYTES)
-  readonly #headers = new ByteLru<PackNumber, Buffer>(HEADER_CACHE_BYTES)
+  readonly #headers = new ByteLru<string, Buffer>(HEADER_CACHE_BYTES)
   readonly #rows = new ByteLru<PackNumber, PackRow>(HEADER_CACHE_BYTES)
 
   constructor(deps: PackReaderDeps) { this.#deps = deps }
@@ -69,34 +73,57 @@ export class PackReader {
     }
   }
 
+  /** Asks one place after the other until every block is opened. What is damaged or missing in one place and whole in another is told to
+   *  `onStumble`; a place that cannot be asked makes the whole unreachable, never absent. */
   async #readRange(plan: RangePlan, signal?: AbortSignal): Promise<ReadBlock[]> {
-    const cached = plan.blocks.map((block) => this.#blocks.get(cacheKey(plan.pack, block.offset)))
-    if (cached.every((bytes) => bytes !== undefined)) return plan.blocks.map((block, i) => ({ bytes: cached[i], rows: block.rows }))
+    const opened = plan.blocks.map((block) => this.#blocks.get(cacheKey(plan.pack, block.offset)))
+    const lacking = (): number[] => opened.flatMap((bytes, i) => (bytes === undefined ? [i] : []))
+    const blocks = (): ReadBlock[] => plan.blocks.map((block, i) => ({ bytes: opened[i], rows: block.rows }))
+    if (lacking().length === 0) return blocks()
     const row = await this.packRow(plan.pack)
-    try {
-      const [header, bytes] = await Promise.all([this.#header(row, signal), this.readPackRange(row, plan.range, signal)])
-      return await Promise.all(plan.blocks.map(async (block) => ({ bytes: await this.#openBlock(row, header, block, bytes, plan.range), rows: block.rows })))
-    } catch (error) {
-      if (!(error instanceof RoostError) || (error.code !== 'PACK_CORRUPT' && error.code !== 'CHUNK_MISSING')) throw error
-      this.#deps.report(error, row)
-      return plan.blocks.map((block) => ({ bytes: undefined, rows: block.rows }))
+    const damagedOn: Target[] = []
+    let damage: RoostError | undefined, blocked: unknown
+    const ask = async (source: PackSource): Promise<void> => {
+      try {
+        const header = await this.#header(row, source, signal)
+        const bytes = await source.read(plan.range, signal)
+        const results = await Promise.allSettled(lacking().map(async (i) => { opened[i] = await this.#openBlock(row, header, plan.blocks[i]!, bytes, plan.range) }))
+        for (const result of results) if (result.status === 'rejected') throw result.reason
+      } catch (error) {
+        if (isPackDamage(error)) {
+          damage ??= error
+          this.#headers.delete(headerKey(row, source)) // it may be the damage, and not be there once the copy is mended
+          if (source.target !== undefined) damagedOn.push(source.target)
+        } else if (hasCode(error, 'STORE_UNAVAILABLE') || hasCode(error, 'STORE_REFUSED')) blocked ??= error
+        else throw error
+      }
     }
+    const places = packSources(row, this.#deps, true)
+    if (places.length > 1) for (const source of places) {
+      if (lacking().length === 0) break
+      await ask(source)
+    }
+    // Nobody had it at the first try: those that could not be asked get all their attempts.
+    if (lacking().length > 0 && (places.length === 1 || blocked !== undefined)) {
+      blocked = undefined
+      for (const source of packSources(row, this.#deps)) {
+        if (lacking().length === 0) break
+        if (source.target === undefined || !damagedOn.includes(source.target)) await ask(source)
+      }
+    }
+    if (lacking().length > 0) {
+      if (blocked !== undefined) throw blocked
+      this.#deps.report(damage!, row)
+    } else if (damagedOn.length > 0) this.#deps.onStumble(row, damagedOn, damage!)
+    return blocks()
   }
-  async #openBlock(row: PackRow, header: Buffer, block: BlockPlan, bytes: Buffer, range: ByteRange): Promise<Buffer | undefined> {
-    const key = cacheKey(row.packNumber, block.offset)
-    const known = this.#blocks.get(key)
-    if (known !== undefined) return known
+  /** @throws {RoostError} PACK_CORRUPT */
+  async #openBlock(row: PackRow, header: Buffer, block: BlockPlan, bytes: Buffer, range: ByteRange): Promise<Buffer> {
     const at = block.offset - range.offset
     const sealed = Buffer.from(new Uint8Array(bytes.subarray(at, at + block.storedBytes)).buffer)
-    try {
-      const opened = await this.#deps.pool.decode(this.#deps.packKey, header, block.offset, sealed)
-      this.#blocks.set(key, opened, opened.byteLength)
-      return opened
-    } catch (error) {
-      if (!hasCode(error, 'PACK_CORRUPT')) throw error
-      this.#deps.report(error, row)
-      return undefined
-    }
+    const opened = await this.#deps.pool.decode(this.#deps.packKey, header, block.offset, sealed)
+    this.#blocks.set(cacheKey(row.packNumber, block.offset), opened, opened.byteLength)
+    return opened
   }
 
   /** One chunk, its id verified; undefined when damaged or absent. */
@@ -116,52 +143,20 @@ export class PackReader {
     this.#rows.set(number, row, 256)
     return row
   }
-  async #header(row: PackRow, signal?: AbortSignal): Promise<Buffer> {
-    const known = this.#headers.get(row.packNumber)
+  /** Of this very place: a pack's bytes under another's name would open with no other header. */
+  async #header(row: PackRow, source: PackSource, signal?: AbortSignal): Promise<Buffer> {
+    const key = headerKey(row, source)
+    const known = this.#headers.get(key)
     if (known !== undefined) return known
-    const header = await this.readPackRange(row, { offset: 0, bytes: PACK_HEADER_BYTES }, signal)
+    const header = await source.read({ offset: 0, bytes: PACK_HEADER_BYTES }, signal)
     if (decodePackHeader(header).kind !== row.kind) throw packCorrupt('its kind is not what the index says', 10)
-    this.#headers.set(row.packNumber, header, 256)
+    this.#headers.set(key, header, 256)
     return header
   }
-
-  /** @throws {RoostError} CHUNK_MISSING when the pack is nowhere; PACK_CORRUPT when it is too short; STORE_UNAVAILABLE. */
-  async readPackRange(row: PackRow, range: ByteRange, signal?: AbortSignal): Promise<Buffer> {
-    const file = this.#deps.uploads.spoolFile(row.packNumber)
-    const spooled = file === undefined ? undefined : await readFileRange(file, range)
-    if (spooled !== undefined) return spooled
-    const call = signal === undefined ? {} : { signal }
-    const bytes = await this.#deps.store.getRange(packObjectKey(row.packId), range, call).catch((error: unknown) => {
-      // Every range asked for here ends within the pack as it was written: a shorter object is damage.
-      if (hasCode(error, 'OBJECT_TOO_SHORT')) throw packCorrupt('it is shorter than when it was written', range.offset)
-      throw error
-    })
-    if (bytes === undefined)
-      throw new RoostError('CHUNK_MISSING', 'A pack that the index names is not on its target.', { pack: row.packId })
-    return bytes
-  }
 }
 
+const headerKey = (row: PackRow, source: PackSource): string => `${row.packNumber}@${source.name}`
 const cacheKey = (pack: PackNumber, offset: number): string => `${pack}:${offset}`
-
-/** Undefined when the file is gone: it was uploaded meanwhile. */
-async function readFileRange(file: string, range: ByteRange): Promise<Buffer | undefined> {
-  let handle
-  try {
-    handle = await open(file, 'r')
-  } catch (error) {
-    if (isErrno(error, 'ENOENT')) return undefined
-    throw new RoostError('STORE_UNAVAILABLE', 'The server cannot read its spool.', {}, { cause: error })
-  }
-  try {
-    const bytes = Buffer.allocUnsafe(range.bytes)
-    const { bytesRead } = await handle.read(bytes, 0, range.bytes, range.offset)
-    if (bytesRead !== range.bytes) throw packCorrupt('its spool file is short', range.offset)
-    return bytes
-  } finally {
-    await handle.close()
-  }
-}
 
 function planRanges(locations: Locations, rows: readonly number[]): RangePlan[] {
   const { packNumbers, blockOffsets, blockStoredBytes, offsetsInBlock } = locations

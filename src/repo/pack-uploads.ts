@@ -96,7 +96,7 @@ export class PackUploads {
   #want(pack: Spooled): void {
     for (const target of this.deps.targets.active) {
       if ((pack.row.heldBy & target.bit) !== 0 || pack.wanted.has(target)) continue
-      if (pack.isStored && target.failure !== undefined) continue
+      if (pack.isStored && target.anyFailure !== undefined) continue
       pack.wanted.add(target)
       this.#lane(target).waiting.push(pack.row.packNumber)
       this.#pump(target)
@@ -109,7 +109,7 @@ export class PackUploads {
   }
   #pump(target: Target): void {
     const lane = this.#lane(target)
-    while (lane.running < LANE_UPLOADS_MAX && lane.waiting.length > 0 && target.failure === undefined && !this.#stop.signal.aborted) {
+    while (lane.running < LANE_UPLOADS_MAX && lane.waiting.length > 0 && target.takesPacks && !this.#stop.signal.aborted) {
       const pack = this.#packs.get(lane.waiting.shift()!)
       if (pack?.file === undefined || !pack.wanted.has(target)) continue
       lane.running++
@@ -135,7 +135,7 @@ export class PackUploads {
         this.deps.onDamage(error, row)
         pack.wanted.delete(target)
       } else if (pack.wanted.has(target)) {
-        if (target.failure === undefined) await this.deps.clock.sleep(RETRY_AFTER_MS, signal).catch(() => undefined) // aborted: #pump sees it
+        if (target.anyFailure === undefined) await this.deps.clock.sleep(RETRY_AFTER_MS, signal).catch(() => undefined) // aborted: #pump sees it
         this.#lane(target).waiting.unshift(row.packNumber)
       }
     } finally {
@@ -146,12 +146,12 @@ export class PackUploads {
     const { signal } = this.#stop
     const body = spoolBody(row, file, target.limiter, signal)
     try {
-      await target.use((store) => store.put(packKey(row.packId), body, { signal }))
+      await target.change((store) => store.put(packKey(row.packId), body, { signal }))
     } catch (error) {
       // Something else is under this name, which stands for these bytes alone: what a broken upload or a fault of the target left.
       if (!hasCode(error, 'STORE_REFUSED') || isTargetFailure(error)) throw error
       if (await isWholeOn(target, row, signal)) return
-      await target.use((store) => store.put(packKey(row.packId), body, { signal, replace: true }))
+      await target.change((store) => store.put(packKey(row.packId), body, { signal, replace: true }))
     }
   }
 
@@ -167,7 +167,7 @@ export class PackUploads {
   async #releaseIfDone(pack: Spooled): Promise<void> {
     if (!pack.isStored || this.#packs.get(pack.row.packNumber) !== pack) return
     const isTight = this.#waitingBytes > this.deps.spoolBytesMax / 2
-    for (const target of pack.wanted) if (target.failure !== undefined || isTight || (pack.row.heldBy & target.bit) !== 0) pack.wanted.delete(target)
+    for (const target of pack.wanted) if (target.anyFailure !== undefined || isTight || (pack.row.heldBy & target.bit) !== 0) pack.wanted.delete(target)
     if (pack.wanted.size > 0) return
     this.#drop(pack)
     if (pack.file !== undefined) await this.deps.effects.unlink(pack.file).catch((error: unknown) => {

@@ -1,5 +1,5 @@
 /** Reads one snapshot object from the target. */
-import { RoostError } from '../core/errors.js'
+import { isAbort, RoostError } from '../core/errors.js'
 import type { SnapshotId } from '../core/ids.js'
 import { LIMITS } from '../core/limits.js'
 import { snapshotKey } from './layout.js'
@@ -23,4 +23,22 @@ export async function readSnapshotObject(parts: Pick<RepositoryParts, 'store' | 
     if (error instanceof RoostError) return error
     throw error
   }
+}
+
+/** From the first target that has it whole. @throws what a target throws that could not be asked, when no other has it. */
+export async function readSnapshot(parts: Pick<RepositoryParts, 'targets' | 'keys' | 'repositoryId'>, id: SnapshotId): Promise<SignedRecord | RoostError> {
+  const { targets, keys, repositoryId } = parts
+  let damage: RoostError | undefined, blocked: unknown
+  for (const target of targets.readersOf({ heldBy: 0 })) {
+    try {
+      const read = await target.use((store) => readSnapshotObject({ store, keys, repositoryId }, id))
+      if (!(read instanceof RoostError)) return read
+      damage ??= read
+    } catch (error) {
+      if (isAbort(error)) throw error
+      blocked ??= error
+    }
+  }
+  if (blocked !== undefined) throw blocked
+  return damage ?? new RoostError('STORE_UNAVAILABLE', 'Every target of this repository is disabled.')
 }

@@ -6,24 +6,59 @@
 import { createReadStream } from 'node:fs'
 import { open, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { RoostError } from '../core/errors.js'
+import { hasCode, RoostError } from '../core/errors.js'
 import { streamingDigest } from '../core/hash.js'
 import { parsePackId, type PackId } from '../core/ids.js'
 import type { PackRow } from '../index/chunk-index.js'
 import { bytesBody } from '../store/bytes-body.js'
-import { packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey } from './layout.js'
+import { everySnapshot } from './every-snapshot.js'
+import { packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, tombstoneKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { readPackSelf } from './read-trailer.js'
-import { readSnapshotObject } from './read-snapshot.js'
-import { encodeSnapshotObject, toSnapshotRow } from './snapshot-format.js'
+import { readSnapshot } from './read-snapshot.js'
+import { decodeSnapshotObject, encodeSnapshotObject, toSnapshotRow } from './snapshot-format.js'
+import { SpooledSnapshots } from './spooled-snapshots.js'
+import type { Target } from './targets/target.js'
+import { maskOf } from './targets/target-set.js'
 
 export async function recoverRepository(parts: RepositoryParts): Promise<void> {
   const counts = { unfinishedPacks: 0, uploadsResumed: 0, packsAdded: 0, damagedSpoolFiles: 0, packsFoundOnTarget: 0, packsNowhere: 0,
     snapshotsAdopted: 0, snapshotsRewritten: 0 }
   await recoverSpool(parts, counts)
-  await recoverSpooledRows(parts, counts)
-  if (!parts.index.openedClean && await parts.index.isComplete()) await reconcileSnapshots(parts, counts)
+  await recoverSpooledSnapshots(parts, counts)
+  const mustReconcile = !parts.index.openedClean && await parts.index.isComplete()
+  try {
+    await recoverSpooledRows(parts, counts)
+    if (mustReconcile) await reconcileSnapshots(parts, counts)
+  } catch (error) {
+    if (isAnswer(error)) throw error
+    finishLater(parts, mustReconcile)
+  }
   if (Object.values(counts).some((count) => count > 0)) parts.report({ type: 'recovered', counts })
+  parts.spooledSnapshots.wake()
+  for (const target of parts.targets.all) if (parts.targets.all.length > 1 || target.isBehind) parts.catchUp.wakeIfBehind(target)
+}
+/** False for an error that says nothing of what the targets hold. */
+const isAnswer = (error: unknown): boolean => !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')
+
+/** What needs the targets waits until one answers. Until then the rows in doubt hold up every commit (they are announced), and the index is
+ *  not closed as clean. */
+function finishLater(parts: RepositoryParts, mustReconcile: boolean): void {
+  parts.pending.recovery = async () => {
+    const counts = { unfinishedPacks: 0, uploadsResumed: 0, packsAdded: 0, damagedSpoolFiles: 0, packsFoundOnTarget: 0, packsNowhere: 0,
+      snapshotsAdopted: 0, snapshotsRewritten: 0 }
+    await recoverSpooledRows(parts, counts)
+    if (mustReconcile) await reconcileSnapshots(parts, counts)
+    parts.pending.recovery = undefined
+    if (Object.values(counts).some((count) => count > 0)) parts.report({ type: 'recovered', counts })
+  }
+  let isRunning = false
+  parts.targets.watch({ targetFailed: () => undefined, targetAnswers: () => {
+    if (isRunning || parts.pending.recovery === undefined) return
+    isRunning = true
+    // Its failure is the target's, which is probed and answers again.
+    void parts.pending.recovery().catch(() => undefined).finally(() => { isRunning = false })
+  } })
 }
 type Counts = { -readonly [K in 'unfinishedPacks' | 'uploadsResumed' | 'packsAdded' | 'damagedSpoolFiles' | 'packsFoundOnTarget' | 'packsNowhere' | 'snapshotsAdopted' | 'snapshotsRewritten']: number }
 
@@ -36,7 +71,7 @@ async function recoverSpool(parts: RepositoryParts, counts: Counts): Promise<voi
     else if (/^open-\d+\.tmp$/.test(name)) {
       await effects.unlink(file) // never finished, so never in the index, so never promised
       counts.unfinishedPacks++
-    }
+    } else if (/\.snapshot\.[0-9a-f]+\.tmp$/.test(name)) await effects.unlink(file)
   }
   await effects.fsyncDirectory(spoolDirectory)
 }
@@ -82,26 +117,58 @@ async function digestFile(file: string): Promise<string> {
   return digest.hex()
 }
 
-/** Rows that say `spooled` though the spool has no such file: the upload landed and its note did not, or the spool was lost. */
-async function recoverSpooledRows(parts: RepositoryParts, counts: Counts): Promise<void> {
-  const { index, store, uploads } = parts
-  if ((await index.totals()).spooledPacks === 0) return
-  for (let after = 0; ;) {
-    const rows = await index.listPacks(after, 1000)
-    if (rows.length === 0) return
-    for (const row of rows) {
-      after = row.packNumber
-      if (row.state !== 'spooled' || uploads.spoolFile(row.packNumber) !== undefined) continue
-      const facts = await store.head(packKey(row.packId))
-      if (facts?.bytes === row.storedBytes) {
-        await index.placePack(row.packNumber, { add: 1, stored: true })
-        counts.packsFoundOnTarget++
-      } else {
-        counts.packsNowhere++
-        parts.report({ type: 'damage', pack: row.packId,
-          error: new RoostError('CHUNK_MISSING', 'A pack is neither in the spool nor on its target; run `roost check`.', { pack: row.packId }) })
+/** Snapshots that were committed into the spool. One without its row died between the two: it was verified before it was written. */
+async function recoverSpooledSnapshots(parts: RepositoryParts, counts: Counts): Promise<void> {
+  const { index, spooledSnapshots, keys, repositoryId } = parts
+  for (const name of await readdir(parts.spoolDirectory)) {
+    const id = SpooledSnapshots.idOfFile(name)
+    if (id === undefined) continue
+    if (await index.getSnapshot(id) === undefined) {
+      try {
+        await index.commitSnapshot(toSnapshotRow(decodeSnapshotObject(await spooledSnapshots.object(id), id, repositoryId, keys)), null)
+        counts.snapshotsAdopted++
+      } catch (error) {
+        if (!(error instanceof RoostError)) throw error
+        parts.report({ type: 'damage', pack: '', error })
+        continue
       }
     }
+    spooledSnapshots.found(id)
+  }
+}
+
+/** Rows that say `spooled` though the spool has no such file: the upload landed and its note did not, or the spool was lost. A pack that
+ *  is nowhere is forgotten, so that clients send its chunks again. */
+async function recoverSpooledRows(parts: RepositoryParts, counts: Counts): Promise<void> {
+  const { index, targets, uploads } = parts
+  if ((await index.totals()).spooledPacks === 0) return
+  const doubtful: PackRow[] = []
+  for (let after = 0; ;) {
+    const rows = await index.listPacks(after, 1000)
+    if (rows.length === 0) break
+    after = rows.at(-1)!.packNumber
+    for (const row of rows) if (row.state === 'spooled' && uploads.spoolFile(row.packNumber) === undefined) doubtful.push(row)
+  }
+  for (const row of doubtful) uploads.announce(row)
+  for (const row of doubtful) {
+    const holders: Target[] = []
+    for (const target of targets.readable) {
+      const facts = await target.use((store) => store.head(packKey(row.packId)))
+      if (facts?.bytes === row.storedBytes) holders.push(target)
+    }
+    if (holders.length > 0) {
+      // Fewer than the write policy asks for: `stored` all the same, there is no spool file to wait with; the catch-up copies it.
+      await targets.place(row.packNumber, { add: maskOf(holders) })
+      await index.placePack(row.packNumber, { stored: true })
+      counts.packsFoundOnTarget++
+    } else {
+      counts.packsNowhere++
+      parts.report({ type: 'damage', pack: row.packId,
+        error: new RoostError('CHUNK_MISSING', 'A pack is neither in the spool nor on any target; clients will send its chunks again.', { pack: row.packId }) })
+      await index.forgetPacks([row.packNumber])
+      targets.noteForgotten(row)
+    }
+    uploads.withdraw(row.packNumber)
   }
 }
 
@@ -111,20 +178,15 @@ async function reconcileSnapshots(parts: RepositoryParts, counts: Counts): Promi
   const { index, store, keys, random, repositoryId } = parts
   for await (const { key } of store.list(SNAPSHOT_PREFIX)) {
     const id = snapshotIdOfKey(key)
-    if (id === undefined || await index.getSnapshot(id) !== undefined) continue
-    const signed = await readSnapshotObject(parts, id)
+    if (id === undefined || await index.getSnapshot(id) !== undefined || await store.head(tombstoneKey(id)) !== undefined) continue
+    const signed = await readSnapshot(parts, id)
     if (signed instanceof RoostError) { parts.report({ type: 'damage', pack: '', error: signed }); continue }
     await index.commitSnapshot(toSnapshotRow(signed), null)
     counts.snapshotsAdopted++
   }
-  for (let before: number | undefined; ;) {
-    const rows = await index.listSnapshots({ limit: 500, ...(before === undefined ? {} : { before }) })
-    if (rows.length === 0) return
-    for (const row of rows) {
-      before = row.sequence
-      if (await store.head(snapshotKey(row.snapshotId)) !== undefined) continue
-      await store.put(snapshotKey(row.snapshotId), bytesBody(encodeSnapshotObject(row, repositoryId, keys, random)))
-      counts.snapshotsRewritten++
-    }
+  for await (const row of everySnapshot(index)) {
+    if (parts.spooledSnapshots.has(row.snapshotId) || await store.head(snapshotKey(row.snapshotId)) !== undefined) continue
+    await store.put(snapshotKey(row.snapshotId), bytesBody(encodeSnapshotObject(row, repositoryId, keys, random)))
+    counts.snapshotsRewritten++
   }
 }

@@ -12,6 +12,10 @@ import type { PackReader } from './pack-reader.js'
 import type { PackUploads } from './pack-uploads.js'
 import type { RepositoryKeys } from './repository-keys.js'
 import type { SealPool } from './seal-pool.js'
+import type { SpooledSnapshots } from './spooled-snapshots.js'
+import type { CatchUp } from './targets/catch-up.js'
+import type { TargetList } from './targets/target-list.js'
+import type { TargetSet } from './targets/target-set.js'
 
 export interface RepositoryParts {
   readonly name: string
@@ -23,7 +27,15 @@ export interface RepositoryParts {
   readonly directory: string
   readonly spoolDirectory: string
   readonly index: ChunkIndex
+  readonly targets: TargetSet
+  /** The small objects of all targets as one. */
   readonly store: ObjectStore
+  /** The exact bytes of the repository's header. */
+  readonly headerBytes: Buffer
+  readonly catchUp: CatchUp
+  readonly spooledSnapshots: SpooledSnapshots
+  /** Part of the start-up's recovery that no target could be asked for yet: while it is there, the index is not closed as clean. */
+  readonly pending: { recovery: (() => Promise<void>) | undefined }
   readonly pool: SealPool
   readonly uploads: PackUploads
   readonly intake: PackIntake
@@ -34,15 +46,18 @@ export interface RepositoryParts {
   /** How long a commit waits for the target before it answers "not yet". */
   readonly commitWaitMs: number
   report(event: RepositoryEvent): void
+  /** Writes a changed list of targets down, durably. */
+  saveTargets(list: TargetList): Promise<void>
 }
 /** What operators should hear; the server logs it. */
 export type RepositoryEvent =
   | { readonly type: 'damage'; readonly error: RoostError; readonly pack: string }
   | { readonly type: 'recovered'; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'pack-lost'; readonly error: Error }
+  | { readonly type: 'target'; readonly target: string; readonly health: string; readonly error?: Error }
 
 export function infoOf(parts: RepositoryParts, complete: boolean): RepositoryInfo {
   return { name: parts.name, repositoryId: parts.repositoryId, mode: 'server', createdAtMs: parts.createdAtMs,
-    targets: [parts.store.description], verifyKey: parts.keys.signing.publicKey.toString('hex'), chunker: parts.chunker,
+    targets: parts.targets.list.targets.map(({ url }) => url), writePolicy: parts.targets.list.writePolicy, durability: parts.targets.list.durability, verifyKey: parts.keys.signing.publicKey.toString('hex'), chunker: parts.chunker,
     state: complete ? 'ready' : 'rebuild-needed' }
 }

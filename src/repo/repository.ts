@@ -51,7 +51,7 @@ export interface Repository {
   check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
   rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent>
 
-  listTargets(): TargetsReply
+  listTargets(): Promise<TargetsReply>
   /** Resolves when the target is prepared and written down; its packs come by backfill, which starts by itself.
    *  @throws TARGET_EXISTS; what the target throws */
   addTarget(request: AddTargetRequest): Promise<TargetInfo>

@@ -190,5 +190,10 @@ function drainWhenTold(server: RunningServer, shutdown: AbortSignal | undefined)
 
 function logRepositoryEvent(log: Logger, repository: string, event: RepositoryEvent): void {
   if (event.type === 'recovered') log.info({ repository, ...event }, 'repository recovered')
+  else if (event.type === 'target') logTarget(log, repository, event)
   else log.error({ repository, type: event.type, cause: describeCause(event.error), ...('pack' in event ? { pack: event.pack } : {}) }, 'repository damaged')
+}
+function logTarget(log: Logger, repository: string, { target, health, error }: RepositoryEvent & { type: 'target' }): void {
+  if (error === undefined) log.info({ repository, target, health }, 'target answers again')
+  else log.warn({ repository, target, health, cause: describeCause(error) }, 'target fails')
 }

@@ -31,9 +31,9 @@ test('packs are in the index before the target, stored only after it, and a snap
   const { world, repository } = await openedWorld(t, (store) => ({
     ...faultyStore(store), put: async (...args: Parameters<ObjectStore['put']>) => {
       const kind = args[0].split('/')[0]!
-      log.push(`put ${kind} begins after ${steps(world, 'addPack')} added, ${steps(world, 'markPackStored')} stored, ${steps(world, 'commitSnapshot')} committed`)
+      log.push(`put ${kind} begins after ${steps(world, 'addPack')} added, ${steps(world, 'placePack')} stored, ${steps(world, 'commitSnapshot')} committed`)
       await store.put(...args)
-      log.push(`put ${kind} ends after ${steps(world, 'markPackStored')} stored, ${steps(world, 'commitSnapshot')} committed`)
+      log.push(`put ${kind} ends after ${steps(world, 'placePack')} stored, ${steps(world, 'commitSnapshot')} committed`)
     },
   }))
   const commit = await pushed(repository)

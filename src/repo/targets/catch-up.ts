@@ -56,7 +56,8 @@ export class CatchUp {
   get #targets(): TargetSet { return this.#parts.targets }
 
   wakeIfBehind(target: Target): void {
-    void this.isBehind(target).then((isBehind) => { if (isBehind) this.start(target) })
+    // An index that cannot be asked is found out by whoever needs it.
+    void this.isBehind(target).then((isBehind) => { if (isBehind) this.start(target) }, () => undefined)
   }
   async isBehind(target: Target): Promise<boolean> {
     return target.isReadable && (target.isBehind || (target.isActive && target.heldPacks < (await this.#parts.index.totals()).packs))
@@ -74,7 +75,7 @@ export class CatchUp {
     run.finished = this.#run(target, run).finally(() => {
       this.#runs.delete(target)
       run.changed()
-      if (this.#again.delete(target) && !this.#stop.signal.aborted && target.failure === undefined) this.start(target)
+      if (this.#again.delete(target) && !this.#stop.signal.aborted && target.anyFailure === undefined) this.start(target)
     })
     run.finished.catch(() => undefined) // the target's health says why; whoever watches the run hears it too
     return run
@@ -93,7 +94,7 @@ export class CatchUp {
     const isShort = (row: PackRow): boolean => holderCount(row.heldBy, maskOf(others)) < this.#targets.holdersNeeded
     // Each round gives every short pack one more holder.
     for (let round = 0; round < others.length; round++) {
-      await this.#copyAll(target, run, isShort, (row) => others.find((one) => (row.heldBy & one.bit) === 0 && one.failure === undefined))
+      await this.#copyAll(target, run, isShort, (row) => others.find((one) => (row.heldBy & one.bit) === 0 && one.anyFailure === undefined))
       if (run.copied === 0 || run.problems.length > 0) return
     }
   }

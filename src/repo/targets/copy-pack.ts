@@ -97,7 +97,7 @@ async function tryFrom(open: () => AsyncIterable<unknown>, row: PackRow, target:
     }
   }
   try {
-    await target.use((store) => store.put(packKey(row.packId), packBody(row, noting, target.limiter, signal), { signal, replace: true }))
+    await target.change((store) => store.put(packKey(row.packId), packBody(row, noting, target.limiter, signal), { signal, replace: true }))
     return undefined
   } catch (error) {
     if (signal.aborted || isAbort(error)) throw error

@@ -20,7 +20,7 @@ export class MirroredStore implements ObjectStore {
     let held = 0
     const putOn = async (target: Target): Promise<void> => {
       try {
-        await target.use((store) => store.put(key, body, options))
+        await target.change((store) => store.put(key, body, options))
         if (target.isActive) held++
       } catch (error) {
         if (isAbort(error)) throw error
@@ -29,8 +29,8 @@ export class MirroredStore implements ObjectStore {
       }
     }
     const writable = this.targets.readable
-    await Promise.all(writable.filter(({ failure }) => failure === undefined).map(putOn))
-    const failing = writable.filter(({ failure, isActive }) => failure !== undefined && isActive)
+    await Promise.all(writable.filter(({ anyFailure }) => anyFailure === undefined).map(putOn))
+    const failing = writable.filter(({ anyFailure, isActive }) => anyFailure !== undefined && isActive)
     // One that just failed above has been tried.
     if (held < this.targets.holdersNeeded && failures.length === 0) await Promise.all(failing.map(putOn))
     else for (const target of failing) target.isBehind = true
@@ -103,7 +103,7 @@ export class MirroredStore implements ObjectStore {
   async delete(key: ObjectKey, call?: Call): Promise<void> {
     let failure: unknown
     for (const target of this.targets.readable)
-      await target.use((store) => store.delete(key, call)).catch((error: unknown) => {
+      await target.change((store) => store.delete(key, call)).catch((error: unknown) => {
         if (isAbort(error)) throw error
         failure ??= error
       })

@@ -53,7 +53,7 @@ async function syncHeader(parts: MetadataParts, target: Target, signal: AbortSig
   } catch (error) {
     // Absent: the place was emptied, or is new. Damaged: no other repository's bytes would be unreadable.
     if (!hasCode(error, 'REPOSITORY_UNKNOWN') && !hasCode(error, 'REPOSITORY_CORRUPT')) throw error
-    await target.use((store) => store.put(HEADER_KEY, bytesBody(parts.headerBytes), { signal, replace: true }))
+    await target.change((store) => store.put(HEADER_KEY, bytesBody(parts.headerBytes), { signal, replace: true }))
     return 1
   }
 }
@@ -69,7 +69,7 @@ async function copySmall({ store }: MetadataParts, target: Target, prefix: strin
     if (facts === undefined || facts.bytes > SMALL_OBJECT_BYTES_MAX) continue // gone meanwhile, or not ours
     const bytes = await store.getRange(key, { offset: 0, bytes: facts.bytes }, { signal })
     if (bytes === undefined) continue
-    await target.use((own) => own.put(key, bytesBody(bytes), { signal }))
+    await target.change((own) => own.put(key, bytesBody(bytes), { signal }))
     written++
   }
   return written
@@ -82,11 +82,11 @@ async function applyTombstones({ targets }: MetadataParts, target: Target, signa
       const id = tombstoneIdOfKey(key)
       if (id !== undefined) ids.push(id)
     }
-    for (const id of ids) await store.delete(snapshotKey(id), { signal })
   })
+  for (const id of ids) await target.change((store) => store.delete(snapshotKey(id), { signal }))
   // A deletion is remembered until every target has heard of it.
-  if (ids.length === 0 || targets.all.some((one) => one.isBehind || one.failure !== undefined || !one.isReadable)) return
-  for (const one of targets.readable) await one.use((store) => store.deleteMany(ids.map((id) => `${TOMBSTONE_PREFIX}${id}`), { signal }))
+  if (ids.length === 0 || targets.all.some((one) => one.isBehind || one.anyFailure !== undefined || !one.isReadable)) return
+  for (const one of targets.readable) await one.change((store) => store.deleteMany(ids.map((id) => `${TOMBSTONE_PREFIX}${id}`), { signal }))
 }
 
 async function putSnapshots(parts: MetadataParts, target: Target, signal: AbortSignal): Promise<number> {
@@ -102,7 +102,7 @@ async function putSnapshots(parts: MetadataParts, target: Target, signal: AbortS
     if (listed.has(snapshotId) || await target.use((store) => store.head(snapshotKey(snapshotId), { signal })) !== undefined) return
     const object = await parts.snapshotObject(snapshotId)
     if (object === undefined) return
-    await target.use((store) => store.put(snapshotKey(snapshotId), bytesBody(object), { signal }))
+    await target.change((store) => store.put(snapshotKey(snapshotId), bytesBody(object), { signal }))
     written++
   })
   return written

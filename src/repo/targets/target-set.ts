@@ -9,13 +9,15 @@ import type { PackNumber } from '../../core/ids.js'
 import type { TargetInfo, TargetsReply } from '../../core/messages.js'
 import type { ChunkIndex, PackRow } from '../../index/chunk-index.js'
 import { holderCount } from '../../index/pack-places.js'
+import { bytesBody } from '../../store/bytes-body.js'
 import type { ObjectStore } from '../../store/object-store.js'
-import { HEADER_KEY } from '../layout.js'
+import { HEADER_KEY, PROBE_KEY } from '../layout.js'
 import { Target } from './target.js'
 import { holdersNeeded, type TargetConfig, type TargetList } from './target-list.js'
 
 const PROBE_FIRST_MS = 2_000
 const PROBE_MS_MAX = 60_000
+const PROBE_BYTES = Buffer.from('roost asks whether this place takes objects again\n')
 const ROWS_PER_PAGE = 1_000
 
 export interface TargetSetDeps {
@@ -118,7 +120,7 @@ export class TargetSet {
 
   #healthChanged(target: Target): void {
     if (this.#stop.signal.aborted || !this.#targets.includes(target)) return
-    if (target.failure === undefined) {
+    if (target.anyFailure === undefined) {
       for (const watcher of this.#watchers) watcher.targetAnswers(target)
       return
     }
@@ -130,15 +132,21 @@ export class TargetSet {
     const { signal } = this.#stop
     this.#probing.add(target)
     try {
-      for (let pauseMs = PROBE_FIRST_MS; target.failure !== undefined && this.#targets.includes(target); pauseMs = Math.min(pauseMs * 2, PROBE_MS_MAX)) {
+      for (let pauseMs = PROBE_FIRST_MS; target.anyFailure !== undefined && this.#targets.includes(target); pauseMs = Math.min(pauseMs * 2, PROBE_MS_MAX)) {
         await this.#deps.clock.sleep(pauseMs, signal)
-        if (target.isReadable) await target.use((store) => store.head(HEADER_KEY, { signal, attemptsMax: 1 })).catch(() => undefined) // its health says why
+        if (target.isReadable) await this.#ask(target, signal).catch(() => undefined) // its health says why
       }
     } catch (error) {
       if (!signal.aborted) throw error
     } finally {
       this.#probing.delete(target)
     }
+  }
+
+  async #ask(target: Target, signal: AbortSignal): Promise<void> {
+    const call = { signal, attemptsMax: 1 }
+    if (target.failure !== undefined) await target.use((store) => store.head(HEADER_KEY, call))
+    if (target.writeFailure !== undefined) await target.change((store) => store.put(PROBE_KEY, bytesBody(PROBE_BYTES), { ...call, replace: true }))
   }
 
   async close(): Promise<void> {
@@ -151,8 +159,9 @@ export const maskOf = (targets: readonly Target[]): number => targets.reduce((ma
 
 export function infoOf(target: Target, packs: number, storedBytes: number): TargetInfo {
   const { name, url, mode, uploadBytesPerSecondMax } = target.config
+  const failure = target.anyFailure
   return { name, url, mode, uploadBytesPerSecondMax, health: target.health,
-    ...(target.failure === undefined ? {} : { failingSinceMs: target.failure.sinceMs, failure: target.failure.error.message }),
+    ...(failure === undefined ? {} : { failingSinceMs: failure.sinceMs, failure: failure.error.message }),
     packs: target.heldPacks, storedBytes: target.heldBytes, lagPacks: packs - target.heldPacks, lagBytes: storedBytes - target.heldBytes,
     damagedPacks: target.damagedPacks }
 }

@@ -21,7 +21,10 @@ export class Target {
   #store: Promise<ObjectStore> | undefined
   #hasAnswered = false
   #limiter: RateLimiter | undefined
+  /** Why it cannot be asked anything. */
   failure: TargetFailure | undefined
+  /** Why it takes nothing: reading from it may go on meanwhile (read-only credentials, a full disk, too few replicas). */
+  writeFailure: TargetFailure | undefined
   /** Of packs in the index. Kept by the TargetSet. */
   heldPacks = 0
   heldBytes = 0
@@ -41,9 +44,11 @@ export class Target {
   get bit(): number { return 2 ** this.#config.slot }
   get isActive(): boolean { return this.#config.mode === 'active' }
   get isReadable(): boolean { return this.#config.mode !== 'disabled' }
+  get anyFailure(): TargetFailure | undefined { return this.failure ?? this.writeFailure }
+  get takesPacks(): boolean { return this.isActive && this.anyFailure === undefined }
   get limiter(): RateLimiter | undefined { return this.#limiter }
   get health(): 'unknown' | 'healthy' | 'unreachable' | 'refused' {
-    return this.failure?.kind ?? (this.#hasAnswered ? 'healthy' : 'unknown')
+    return this.anyFailure?.kind ?? (this.#hasAnswered ? 'healthy' : 'unknown')
   }
   configure(config: TargetConfig): void {
     this.#config = config
@@ -51,8 +56,12 @@ export class Target {
     if (limit !== (this.#limiter?.bytesPerSecond ?? 0)) this.#limiter = limit === 0 ? undefined : rateLimiter(limit, this.clock)
   }
 
-  /** Does something with the store and learns the target's health from how it ends. */
-  async use<T>(work: (store: ObjectStore) => Promise<T>): Promise<T> {
+  /** Asks the store something and learns the target's health from how it ends. */
+  use<T>(work: (store: ObjectStore) => Promise<T>): Promise<T> { return this.#use(work, false) }
+  /** The same for what changes the store: a place that can be read is not always one that takes something. */
+  change<T>(work: (store: ObjectStore) => Promise<T>): Promise<T> { return this.#use(work, true) }
+
+  async #use<T>(work: (store: ObjectStore) => Promise<T>, isWrite: boolean): Promise<T> {
     try {
       this.#store ??= this.open(this.#config)
       const store = await this.#store.catch((error: unknown) => {
@@ -60,26 +69,29 @@ export class Target {
         throw error
       })
       const result = await work(store)
-      this.answered()
+      this.#answered(isWrite)
       return result
     } catch (error) {
-      this.failed(error)
+      this.failed(error, isWrite)
       throw error
     }
   }
-  answered(): void {
+  #answered(isWrite: boolean): void {
     this.#hasAnswered = true
-    if (this.failure === undefined) return
+    const was = this.anyFailure
     this.failure = undefined
-    this.onHealth(this)
+    if (isWrite) this.writeFailure = undefined
+    if (was !== undefined && this.anyFailure === undefined) this.onHealth(this)
   }
   /** Also for what fails later in a stream. Failures of one object, of a body or by cancellation say nothing of the target. */
-  failed(error: unknown): void {
+  failed(error: unknown, isWrite = false): void {
     if (isAbort(error) || !(error instanceof Error)) return
-    if (error instanceof RoostError && !isTargetFailure(error)) { this.answered(); return }
-    const was = this.failure
+    if (error instanceof RoostError && !isTargetFailure(error)) return
+    const was = this.anyFailure
     const kind = hasCode(error, 'STORE_REFUSED') ? 'refused' : 'unreachable'
-    this.failure = { kind, error, sinceMs: was?.sinceMs ?? this.clock.now() }
+    const failure = { kind, error, sinceMs: was?.sinceMs ?? this.clock.now() } as const
+    if (isWrite) this.writeFailure = failure
+    else this.failure = failure
     if (was === undefined) this.onHealth(this)
   }
   async close(): Promise<void> {

@@ -1,0 +1,35 @@
+/** Deletes a snapshot from every place. Order (docs/durability.md, deletes): its objects on the targets, then its row. Dying in between brings
+ *  the snapshot back whole.
+ */
+import { isAbort } from '../core/errors.js'
+import type { SnapshotId } from '../core/ids.js'
+import { bytesBody } from '../store/bytes-body.js'
+import { snapshotKey, tombstoneKey } from './layout.js'
+import type { RepositoryParts } from './repository-parts.js'
+import { unknownSnapshot } from './sessions.js'
+
+/** A target that cannot be asked now hears of it later, by a tombstone on the others: nothing that was deleted comes back with it.
+ *  @throws {RoostError} SNAPSHOT_UNKNOWN; what the targets throw when none of them took the deletion */
+export async function deleteSnapshot(parts: RepositoryParts, id: SnapshotId): Promise<void> {
+  const { index, targets, spooledSnapshots } = parts
+  if (await index.getSnapshot(id) === undefined) throw unknownSnapshot(id)
+  const wasInSpool = spooledSnapshots.has(id)
+  await spooledSnapshots.drop(id)
+  let failure: unknown
+  let reached = 0
+  for (const target of targets.readable)
+    await target.change((store) => store.delete(snapshotKey(id))).then(() => { reached++ }, (error: unknown) => {
+      if (isAbort(error)) throw error
+      target.isBehind = true
+      failure ??= error
+    })
+  const isEverywhere = reached === targets.all.length
+  if (!isEverywhere && reached === 0 && !wasInSpool) throw failure
+  if (!isEverywhere && reached > 0) {
+    let told = 0
+    for (const target of targets.readable.filter((one) => !one.isBehind && one.anyFailure === undefined))
+      await target.change((store) => store.put(tombstoneKey(id), bytesBody(Buffer.from(`${id}\n`)))).then(() => { told++ }, (error: unknown) => { failure ??= error })
+    if (told === 0) throw failure
+  }
+  await index.deleteSnapshot(id)
+}
