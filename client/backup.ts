@@ -84,7 +84,8 @@ export async function runBackup(client: RepositoryClient, options: BackupOptions
       signal.throwIfAborted()
       if (!(error instanceof RoostError)) throw error
       const mayBeParent = state.usesParent && (PARENT_TROUBLE.some((code) => error.code === code) || hasCode(error, 'COMMIT_INCOMPLETE'))
-      if (error.traits.retry !== 'restart-session' && !mayBeParent) throw error
+      // A reply with the parent's nodes that breaks off means a server that went away: what the session held may be gone with it.
+      if (error.traits.retry !== 'restart-session' && !mayBeParent && !hasCode(error, 'BODY_TRUNCATED')) throw error
       if (options.config.mode === 'stdin')
         throw new ClientError('SOURCE_NOT_REPEATABLE', 'The push broke, and standard input cannot be read a second time.', { cause: error })
       idlePasses = (state.uploader?.counters.chunksSent ?? 0) > 0 ? 0 : idlePasses + 1
