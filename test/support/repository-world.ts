@@ -8,7 +8,7 @@ import { systemClock, type Clock } from '../../src/core/clock.js'
 import { FRAME_HEADER_BYTES, READ_FRAME_HEADER_BYTES, decodeReadFrameHeader, writeFrameHeader } from '../../src/core/frames.js'
 import { hashChunk } from '../../src/core/hash.js'
 import { CHUNK_KINDS, parseSessionId, type ChunkKind, type SessionId } from '../../src/core/ids.js'
-import type { CommitRequest, OpenSessionReply, SnapshotStatistics } from '../../src/core/messages.js'
+import type { CommitRequest, CreateRepositoryRequest, OpenSessionReply, SnapshotStatistics } from '../../src/core/messages.js'
 import { encodeNode, NODE_TYPES } from '../../src/core/node-format.js'
 import type { Random } from '../../src/core/random.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
@@ -22,11 +22,11 @@ import { InlineSealPool } from './inline-seal-pool.js'
 import { seeded } from './odd-tree.js'
 
 /** A dead process must not wake up: no pause ever ends here, so no test waits for one. */
-const clock: Clock = { ...systemClock, sleep: () => new Promise(() => undefined) }
+const frozenClock: Clock = { ...systemClock, sleep: () => new Promise(() => undefined) }
 
 /** Names of packs, and with them the folders an upload must make, are the same in every world: so are the steps. */
-function seededRandom(): Random {
-  const next = seeded(2026)
+function seededRandom(seed: number): Random {
+  const next = seeded(seed)
   return { bytes: (count) => Buffer.from(Array.from({ length: count }, () => Math.floor(next() * 256))), fraction: next }
 }
 
@@ -55,30 +55,40 @@ export interface World {
   readonly index: ReturnType<typeof cutIndex>
   readonly events: RepositoryEvent[]
   isDead(): boolean
-  create(): Promise<void>
+  create(request?: Partial<CreateRepositoryRequest>): Promise<void>
   open(clean: boolean): Promise<LocalRepository>
 }
-export async function buildWorld(t: { after(work: () => Promise<void>): void }, wrapTarget?: (store: ObjectStore) => ObjectStore): Promise<World> {
+export interface WorldOptions {
+  /** Default: no pause ever ends. */
+  readonly clock?: Clock
+  readonly commitWaitMs?: number
+  readonly spoolBytesMax?: number
+  /** Worlds of one seed make repositories of one id. */
+  readonly seed?: number
+}
+export async function buildWorld(t: { after(work: () => Promise<void>): void }, wrapTarget?: (store: ObjectStore, url: string) => ObjectStore,
+  options: WorldOptions = {}): Promise<World> {
+  const { clock = frozenClock, commitWaitMs = 3_600_000, spoolBytesMax = 2 ** 30, seed = 2026 } = options
   const directory = await mkdtemp(join(tmpdir(), 'roost-world-'))
   t.after(() => rm(directory, { recursive: true, force: true }))
   const effects = cutEffects()
   const index = cutIndex(effects)
   const events: RepositoryEvent[] = []
-  const random = seededRandom()
+  const random = seededRandom(seed)
   const { openFileStore } = await import('../../src/store/file-store.js')
   let lives = 0
   const depsFor = (clean: boolean): OpenRepositoryDeps => depsOf(clean, ofOneLife(effects, ++lives, () => lives))
   const depsOf = (clean: boolean, effects: FileEffects): OpenRepositoryDeps => ({
-    pool: new InlineSealPool(effects, random), clock, random, effects, spoolBytesMax: 2 ** 30, commitWaitMs: 3_600_000, zstdLevel: 1,
+    pool: new InlineSealPool(effects, random), clock, random, effects, spoolBytesMax, commitWaitMs, zstdLevel: 1,
     report: (_name, event) => { events.push(event) },
     openTarget: async (url, create) => {
       const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random })
-      return wrapTarget?.(store) ?? store
+      return wrapTarget?.(store, url) ?? store
     },
     openIndex: () => index.open(clean),
   })
   return { directory, effects, index, events, isDead: () => effects.isDead || index.isDead(),
-    create: () => createRepository(directory, { name: 'world' }, depsFor(true)),
+    create: (request) => createRepository(directory, { name: 'world', ...request }, depsFor(true)),
     open: async (clean) => {
       const repository = await openRepository(directory, depsFor(clean))
       await repository.loadState()
