@@ -32,8 +32,9 @@ import { INDEX_PAGE_BYTES, prepareLmdbFile } from './lmdb-file.js'
 import { PinTable } from './pin-table.js'
 import { PositionList, positionOf } from './positions.js'
 import { decodeNumberRow, decodePackRow, decodeSessionRow, encodeNumberRow, encodePackRow, encodeSessionRow, hasBit,
-  idKey, isNodeKind, sealRow, sessionKey, u32Key, unsealRow, type PinBits, type SessionKey } from './row-codec.js'
+  idKey, isNodeKind, sessionKey, u32Key, type PinBits, type SessionKey } from './row-codec.js'
 import { SnapshotTable } from './snapshot-table.js'
+import { SupersededTable } from './superseded-table.js'
 import { StateTable } from './state-table.js'
 import type { Table } from './table.js'
 
@@ -109,7 +110,7 @@ class LmdbIndex implements ChunkIndex {
   readonly #packIds: Table
   readonly #sessions: Table
   /** (pack, entry) of entries that lost to an older location of their id → that id. */
-  readonly #superseded: Table
+  readonly #superseded: SupersededTable
   readonly #chunks: ChunkTable
   readonly #pins: PinTable
   readonly #snapshots: SnapshotTable
@@ -123,7 +124,7 @@ class LmdbIndex implements ChunkIndex {
     this.#packs = table('packs')
     this.#packIds = table('pack-ids')
     this.#sessions = table('sessions')
-    this.#superseded = table('superseded')
+    this.#superseded = new SupersededTable(table('superseded'))
     this.#chunks = new ChunkTable(table('chunks'))
     this.#pins = new PinTable(table('pins'))
     this.#snapshots = new SnapshotTable(table('snapshots'), table('records'), table('snapshot-ids'),
@@ -176,11 +177,8 @@ class LmdbIndex implements ChunkIndex {
     assert(!this.#packs.doesExist(key), 'the pack number is not in use')
     const dead: number[] = []
     const added = this.#chunks.insert(pack.packNumber, pack.kind, entries, (entry) => dead.push(entry))
-    for (const entry of dead) {
-      const id = entries.idProofs.subarray(entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES)
-      const deadKey = Buffer.concat([key, u32Key(entry)])
-      this.#superseded.putSync(deadKey, sealRow('superseded', deadKey, id))
-    }
+    for (const entry of dead)
+      this.#superseded.add(pack.packNumber, entry, entries.idProofs.subarray(entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES))
     this.#packs.putSync(key, encodePackRow(key, pack))
     const packId = idKey(pack.packId)
     this.#packIds.putSync(packId, encodeNumberRow('packId', packId, pack.packNumber))
@@ -206,9 +204,8 @@ class LmdbIndex implements ChunkIndex {
   #followSuperseded(session: SessionKey, number: number, bitmap: Uint8Array): void {
     if (bitmap.length === 0) return
     const positions: number[] = []
-    for (const { key, value } of this.#superseded.getRange(supersededRange(number))) {
-      if (!hasBit(bitmap, key.readUInt32BE(4))) continue
-      const live = this.#chunks.position(unsealRow('superseded', key, value))
+    for (const { entry, id } of this.#superseded.of(number)) {
+      const live = hasBit(bitmap, entry) ? this.#chunks.position(id) : undefined
       if (live !== undefined) positions.push(live)
     }
     this.#pins.add(session, Float64Array.from(positions).sort(), 'pinned')
@@ -232,13 +229,10 @@ class LmdbIndex implements ChunkIndex {
   async clearHolders(slots: number): Promise<void> {
     for (let after = 0; ;) {
       const last = await this.#writeDurably(() => {
-        let at: number | undefined
-        for (const { key, value } of [...this.#packs.getRange({ start: u32Key(after), exclusiveStart: true, limit: ROWS_PER_WRITE })]) {
-          at = key.readUInt32BE(0)
-          const pack = decodePackRow(key, value)
-          if ((pack.heldBy & slots) !== 0) this.#packs.putSync(key, encodePackRow(key, placedRow(pack, { remove: slots })))
-        }
-        return at
+        const rows = [...this.#packs.getRange({ start: u32Key(after), exclusiveStart: true, limit: ROWS_PER_WRITE })]
+        for (const { key, value } of rows)
+          this.#packs.putSync(key, encodePackRow(key, placedRow(decodePackRow(key, value), { remove: slots })))
+        return rows.at(-1)?.key.readUInt32BE(0)
       })
       if (last === undefined) return
       after = last
@@ -266,7 +260,7 @@ class LmdbIndex implements ChunkIndex {
     const pack = this.#pack(number)
     if (pack === undefined) return
     const key = u32Key(number)
-    for (const dead of [...this.#superseded.getKeys(supersededRange(number))]) this.#superseded.removeSync(dead)
+    this.#superseded.keepOnly(number, new Set())
     this.#packs.removeSync(key)
     this.#packIds.removeSync(idKey(pack.packId))
     const counters = this.#state.counters()
@@ -283,8 +277,7 @@ class LmdbIndex implements ChunkIndex {
       const dead = new Set<number>()
       const revived = this.#chunks.insert(number, pack.kind, entries, (entry) => dead.add(entry))
       if (revived === 0) return 0
-      for (const key of [...this.#superseded.getKeys(supersededRange(number))])
-        if (!dead.has(key.readUInt32BE(4))) this.#superseded.removeSync(key)
+      this.#superseded.keepOnly(number, dead)
       const counters = this.#state.counters()
       counters.chunks += revived
       counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += revived
@@ -506,6 +499,3 @@ class LmdbIndex implements ChunkIndex {
     this.#state.putCounters({ ...counters, sessionsOpen: counters.sessionsOpen - 1 })
   }
 }
-
-const supersededRange = (pack: number): { start: Buffer; end: Buffer } =>
-  ({ start: u32Key(pack), end: Buffer.concat([u32Key(pack), Buffer.alloc(5, 0xff)]) })

@@ -1,6 +1,7 @@
 /** Verifies a repository while it serves: packs against the index, snapshots and their trees, and (a share of) all bytes, on every target.
  *
- *  Reports; with `heal` it then writes damaged and missing copies anew from whole ones, and says which. Unreachable is not damaged: STORE_UNAVAILABLE ends the check with a failure instead of a verdict.
+ *  Reports; with `heal` it then writes damaged and missing copies anew from whole ones, and says which. Unreachable is not damaged:
+ *  STORE_UNAVAILABLE ends the check with a failure instead of a verdict.
  */
 import { hasCode, RoostError } from '../core/errors.js'
 import { hashChunk, streamingDigest } from '../core/hash.js'

@@ -57,7 +57,8 @@ export type RepositoryEvent =
   | { readonly type: 'target'; readonly target: string; readonly health: string; readonly error?: Error }
 
 export function infoOf(parts: RepositoryParts, complete: boolean): RepositoryInfo {
+  const { targets, writePolicy, durability } = parts.targets.list
   return { name: parts.name, repositoryId: parts.repositoryId, mode: 'server', createdAtMs: parts.createdAtMs,
-    targets: parts.targets.list.targets.map(({ url }) => url), writePolicy: parts.targets.list.writePolicy, durability: parts.targets.list.durability, verifyKey: parts.keys.signing.publicKey.toString('hex'), chunker: parts.chunker,
+    targets: targets.map(({ url }) => url), writePolicy, durability, verifyKey: parts.keys.signing.publicKey.toString('hex'), chunker: parts.chunker,
     state: complete ? 'ready' : 'rebuild-needed' }
 }
