@@ -420,7 +420,6 @@ class LmdbIndex implements ChunkIndex {
   }
 
   // ——— lifetime ———
-
   async setComplete(complete: boolean): Promise<void> {
     await this.#writeDurably(() => { this.#state.setFlag('complete', complete) })
   }
@@ -450,7 +449,6 @@ class LmdbIndex implements ChunkIndex {
   }
 
   // ——— rows ———
-
   #requireOpen(): void { assert(this.#closing === undefined, 'the index is open') }
   #read<T>(work: () => T): T {
     this.#requireOpen()
