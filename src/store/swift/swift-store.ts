@@ -198,7 +198,9 @@ class SwiftStore implements ObjectStore {
   async get(key: ObjectKey, { signal }: Call = {}): Promise<Readable | undefined> {
     const answer = await this.#read('GET', key, {}, signal)
     if (answer === undefined) return undefined
-    return Readable.from(this.#streamed(key, answer, lengthOf(answer), signal), { objectMode: false, highWaterMark: MiB })
+    answer.body.on('error', () => undefined) // a reader hears of it below; one that left early does not want to
+    const stream = Readable.from(this.#streamed(key, answer, lengthOf(answer), signal), { objectMode: false, highWaterMark: MiB })
+    return stream.once('close', () => { answer.body.destroy() }) // also when nothing was ever read
   }
   async *#streamed(key: ObjectKey, answer: HttpAnswer, bytes: number, signal?: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
     let received = 0
