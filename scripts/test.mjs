@@ -6,8 +6,10 @@
 //
 // A file whose source is gone (a stale dist/) is not run: the list is made from the sources.
 import { spawnSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
+import { labInstalled, startLab, stopLab } from '../test/lab/start-lab.mjs'
 import { build, filesUnder, installIfNeeded, ROOT } from './prepare.mjs'
 
 const slow = process.argv.includes('--slow')
@@ -39,7 +41,30 @@ for (const [group, tool] of [
 }
 if (!slow) console.log('SKIPPED GROUP: long loops — run `npm run test:slow` for them')
 
-const result = spawnSync(process.execPath, ['--enable-source-maps', '--test', '--test-concurrency=2', '--test-reporter=spec', ...files], {
-  cwd: ROOT, stdio: 'inherit', env: { ...process.env, ...(slow ? { ROOST_TEST_SLOW: '1' } : {}) },
-})
+const lab = await sharedLab()
+// Interrupted, the runner ends first: it has the same signal.
+process.on('SIGINT', () => undefined)
+let result
+try {
+  result = spawnSync(process.execPath, ['--enable-source-maps', '--test', '--test-concurrency=2', '--test-reporter=spec', ...files], {
+    cwd: ROOT, stdio: 'inherit',
+    env: { ...process.env, ...(slow ? { ROOST_TEST_SLOW: '1' } : {}), ...(lab === undefined ? {} : { ROOST_LAB: join(lab.directory, 'lab.json') }) },
+  })
+} finally {
+  if (lab !== undefined) stopLab(lab)
+}
 process.exit(result.status ?? 1)
+
+/** One Swift and Keystone for all tests that leave them whole; started only when such a test is to run. */
+async function sharedLab() {
+  const needed = files.some((file) => readFileSync(join(ROOT, file.replace(/^dist\//, '').replace(/\.js$/, '.ts')), 'utf8').includes('openstack-lab'))
+  if (!needed) return undefined
+  if (!labInstalled() && process.env.CI === 'true') spawnSync('bash', [join(ROOT, 'test/lab/install.sh')], { stdio: 'inherit' })
+  if (!labInstalled()) {
+    console.log('SKIPPED GROUP: targets on real Swift, S3 and Keystone — install them with test/lab/install.sh')
+    return undefined
+  }
+  const lab = await startLab({ directory: mkdtempSync(join(tmpdir(), 'roost-lab-')), services: ['swift', 'keystone'] })
+  writeFileSync(join(lab.directory, 'lab.json'), JSON.stringify(lab), { mode: 0o600 })
+  return lab
+}
