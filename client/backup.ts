@@ -58,6 +58,8 @@ export interface BackupReport {
   /** Paths that are not in the snapshot as they should be. */
   readonly problems: number
   readonly passes: number
+  /** Whole and acknowledged, but only in the server's spool so far. */
+  readonly inSpool: boolean
   /** 3: done, with problems. */
   readonly exitCode: 0 | 3
 }
@@ -238,7 +240,7 @@ async function commit(run: Run, pass: Pass, session: OpenSessionReply, sessionId
   if (record.root !== scanned.root.toString('hex') || record.source !== options.source)
     throw new RoostError('SNAPSHOT_CORRUPT', 'The server acknowledged another snapshot than the one that was pushed.')
   return {
-    snapshotId: parseSnapshotId(snapshot.id), record, statistics, problems: pass.problems, passes: pass.number,
+    snapshotId: parseSnapshotId(snapshot.id), record, statistics, problems: pass.problems, passes: pass.number, inSpool: snapshot.inSpool === true,
     exitCode: pass.problems > 0 ? 3 : 0,
   }
 }

@@ -11,14 +11,15 @@ import {
 import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type SessionId, type SnapshotId } from '../src/core/ids.js'
 import { MiB } from '../src/core/limits.js'
 import type {
-  AddKeySlotRequest, AttachRepositoryRequest, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
-  KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
-  TokenInfo,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest,
+  CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, KeySlotInfo,
+  MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot,
+  SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
 import { zstdDecode } from '../src/core/zstd.js'
 import { MEDIA, ROUTES, routePath } from '../src/protocol/routes.js'
 import { ClientError } from './client-errors.js'
-import type { Call, PutCall, ReadCall, ReadChunk, RepositoryClient, ServerClient } from './repository-client.js'
+import type { Call, PutCall, ReadCall, ReadChunk, AdministeredRepository, ServerClient } from './repository-client.js'
 import type { Transport, TransportRequest } from './transport.js'
 
 /** Commits wait for packs to be durable, checks read whole targets: both may be silent for long. */
@@ -27,7 +28,7 @@ const MAINTENANCE_IDLE_MS = 60 * 60_000
 const LINE_BYTES_MAX = 1 * MiB
 const signalOf = (call: Call | undefined): { signal?: AbortSignal } => call?.signal === undefined ? {} : { signal: call.signal }
 
-export class HttpRepositoryClient implements RepositoryClient {
+export class HttpRepositoryClient implements AdministeredRepository {
   readonly #transport: Transport
   readonly #repository: string
   /** Owns `transport`: close() closes it. */
@@ -97,14 +98,29 @@ export class HttpRepositoryClient implements RepositoryClient {
   }
   info(call?: Call): Promise<RepositoryInfo> { return this.#get(ROUTES.repository, {}, call) }
   stats(call?: Call): Promise<RepositoryStats> { return this.#get(ROUTES.stats, {}, call) }
-  check(options: { readDataPercent: number }, call?: Call): AsyncIterable<MaintenanceEvent> {
+  check(options: { readDataPercent: number; heal?: boolean }, call?: Call): AsyncIterable<MaintenanceEvent> {
     return this.#maintain(ROUTES.check, options, call)
   }
   rebuild(call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.rebuild, undefined, call) }
-  async *#maintain(pattern: string, body: unknown, call?: Call): AsyncIterable<MaintenanceEvent> {
+  listTargets(call?: Call): Promise<TargetsReply> { return this.#get(ROUTES.targets, {}, call) }
+  addTarget(request: AddTargetRequest, call?: Call): Promise<TargetInfo> {
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.targets), repeatable: false, ...signalOf(call) }, request)
+  }
+  changeTarget(target: string, request: ChangeTargetRequest, call?: Call): Promise<TargetInfo> {
+    return this.#transport.json({ method: 'PATCH', path: this.#path(ROUTES.target, { target }), ...signalOf(call) }, request)
+  }
+  async removeTarget(target: string, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'DELETE', path: this.#path(ROUTES.target, { target }), repeatable: false, ...signalOf(call) })
+  }
+  backfillTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.targetBackfill, undefined, call, { target }) }
+  drainTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.targetDrain, undefined, call, { target }) }
+  change(request: ChangeRepositoryRequest, call?: Call): Promise<RepositoryInfo> {
+    return this.#transport.json({ method: 'PATCH', path: this.#path(ROUTES.repository), ...signalOf(call) }, request)
+  }
+  async *#maintain(pattern: string, body: unknown, call?: Call, params: Readonly<Record<string, string>> = {}): AsyncIterable<MaintenanceEvent> {
     const encoded = body === undefined ? {} : { parts: [Buffer.from(JSON.stringify(body))], contentType: 'application/json' }
     yield* readLines<MaintenanceEvent>(await this.#transport.stream({
-      method: 'POST', path: this.#path(pattern), ...encoded, accept: MEDIA.progress, idleMs: MAINTENANCE_IDLE_MS,
+      method: 'POST', path: this.#path(pattern, params), ...encoded, accept: MEDIA.progress, idleMs: MAINTENANCE_IDLE_MS,
       repeatable: false, ...signalOf(call),
     }), call?.signal)
   }

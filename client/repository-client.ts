@@ -2,9 +2,9 @@
 import type { FrameVerdict } from '../src/core/frames.js'
 import type { SessionId, SnapshotId } from '../src/core/ids.js'
 import type {
-  AddKeySlotRequest, AttachRepositoryRequest, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
   KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
-  TokenInfo,
+  TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
 
 export interface Call { readonly signal?: AbortSignal }
@@ -32,13 +32,23 @@ export interface RepositoryClient {
   deleteSnapshot(id: SnapshotId, call?: Call): Promise<void>
   info(call?: Call): Promise<RepositoryInfo>
   stats(call?: Call): Promise<RepositoryStats>
-  check(options: { readDataPercent: number }, call?: Call): AsyncIterable<MaintenanceEvent>
+  check(options: { readDataPercent: number; heal?: boolean }, call?: Call): AsyncIterable<MaintenanceEvent>
   rebuild(call?: Call): AsyncIterable<MaintenanceEvent>
   listKeySlots(call?: Call): Promise<KeySlotInfo[]>
   addKeySlot(request: AddKeySlotRequest, call?: Call): Promise<KeySlotInfo>
   removeKeySlot(slotId: string, call?: Call): Promise<void>
   rotateKeyfile(call?: Call): Promise<KeySlotInfo>
   close(): Promise<void>
+}
+/** What an administrator also asks of one repository. */
+export interface AdministeredRepository extends RepositoryClient {
+  listTargets(call?: Call): Promise<TargetsReply>
+  addTarget(request: AddTargetRequest, call?: Call): Promise<TargetInfo>
+  changeTarget(target: string, request: ChangeTargetRequest, call?: Call): Promise<TargetInfo>
+  removeTarget(target: string, call?: Call): Promise<void>
+  backfillTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent>
+  drainTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent>
+  change(request: ChangeRepositoryRequest, call?: Call): Promise<RepositoryInfo>
 }
 /** Administration of a server: repositories and tokens. */
 export interface ServerClient {

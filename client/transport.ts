@@ -13,7 +13,7 @@ import http from 'node:http'
 import https from 'node:https'
 import type { Clock } from '../src/core/clock.js'
 import type { Random } from '../src/core/random.js'
-import { isErrno, RoostError } from '../src/core/errors.js'
+import { hasCode, isErrno, RoostError } from '../src/core/errors.js'
 import { MiB } from '../src/core/limits.js'
 import { ClientError, decodeWireError } from './client-errors.js'
 import type { RateLimiter } from '../src/core/rate-limit.js'
@@ -40,7 +40,7 @@ export interface TransportOptions {
 }
 
 export interface TransportRequest {
-  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE'
+  readonly method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE'
   /** Starts with '/', query included. */
   readonly path: string
   readonly parts?: readonly Uint8Array[]
@@ -55,6 +55,8 @@ export interface TransportRequest {
 }
 
 const RETRY_FOR_MS = 5 * 60_000
+/** A full spool empties as fast as the server's targets take it, and a long wait beats a backup begun again. */
+const SPOOL_WAIT_MS = 60 * 60_000
 const CONNECT_MS = 15_000
 const IDLE_MS = 5 * 60_000
 const BACKOFF_FIRST_MS = 250
@@ -122,7 +124,7 @@ export class Transport {
         const waitedMs = clock.monotonicMs() - firstFailureMs
         const backoffMs = Math.min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS * 2 ** (attempt - 1)) * (0.75 + random.fraction() / 2)
         const delayMs = Math.max(backoffMs, retryAfterMs(error) * (1 + random.fraction() / 4))
-        if (waitedMs + delayMs > retryForMs) throw error
+        if (waitedMs + delayMs > (hasCode(error, 'SPOOL_FULL') ? Math.max(retryForMs, SPOOL_WAIT_MS) : retryForMs)) throw error
         onWaiting?.({ error, attempt, delayMs, waitedMs })
         await clock.sleep(delayMs, request.signal)
       }

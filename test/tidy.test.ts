@@ -40,6 +40,10 @@ const ONLY_IMPORTER: Readonly<Record<string, string>> = {
   pino: 'src/server/logger.ts',
   koffi: 'src/core/ffi.ts',
   commander: 'src/cli/',
+  undici: 'src/store/http.ts',
+  yaml: 'src/store/swift/cloud-config.ts',
+  '@aws-sdk/client-s3': 'src/store/s3/s3-client.ts',
+  '@aws-sdk/credential-providers': 'src/store/s3/credentials.ts',
 }
 
 /** What may not be written → files that may. */

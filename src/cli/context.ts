@@ -1,7 +1,7 @@
 /** What every command is given: where to write, what the user set, when to stop. One process, one context. */
 import { HttpRepositoryClient, HttpServerClient } from '../../client/http-repository-client.js'
 import { rateLimiter } from '../core/rate-limit.js'
-import type { RepositoryClient, ServerClient } from '../../client/repository-client.js'
+import type { AdministeredRepository, ServerClient } from '../../client/repository-client.js'
 import { Transport } from '../../client/transport.js'
 import type { Clock } from '../core/clock.js'
 import type { Random } from '../core/random.js'
@@ -44,7 +44,7 @@ export class CommandContext {
   get random(): Random { return this.runtime.random }
 
   /** The repository that the user named; closed when the command ends. */
-  repository(options: ConnectionOptions = {}): { client: RepositoryClient; name: string; server: URL } {
+  repository(options: ConnectionOptions = {}): { client: AdministeredRepository; name: string; server: URL } {
     const { server, name } = this.settings.repository()
     const client = new HttpRepositoryClient(this.#transport(server, options), name)
     this.#opened.push(client)

@@ -5,6 +5,8 @@ export const EXIT = {
   usage: 2,
   /** The work was done, but something could not be read or was damaged; each case was named. */
   doneWithProblems: 3,
+  /** The snapshot is whole in the server's spool, and not on enough of its targets yet. */
+  notYetDurable: 4,
   interrupted: 130,
 } as const
 export type ExitCode = (typeof EXIT)[keyof typeof EXIT]

@@ -1,7 +1,7 @@
 /** The composition root of every command: the process's streams, signals and exit code. */
 import { CommanderError } from 'commander'
 import { systemClock } from '../core/clock.js'
-import { isAbort } from '../core/errors.js'
+import { hasCode, isAbort } from '../core/errors.js'
 import { systemRandom } from '../core/random.js'
 import { exactArguments } from './argument-bytes.js'
 import { tellError } from './error-hints.js'
@@ -52,7 +52,7 @@ function report(error: unknown, signal: AbortSignal, argv: readonly string[]): E
   process.stderr.write(`roost: ${printable(told.message)}${label}\n`)
   if ('hint' in told && told.hint !== undefined) process.stderr.write(`       ${told.hint}\n`)
   if (argv.includes('--verbose') && error instanceof Error && error.stack !== undefined) process.stderr.write(`${stackOf(error)}\n`)
-  return interrupted ? EXIT.interrupted : error instanceof UsageError ? EXIT.usage : EXIT.failed
+  return interrupted ? EXIT.interrupted : error instanceof UsageError ? EXIT.usage : hasCode(error, 'NOT_YET_DURABLE') ? EXIT.notYetDurable : EXIT.failed
 }
 function stackOf(error: Error, depth = 0): string {
   const own = error.stack ?? error.message

@@ -7,7 +7,7 @@ import { formatBytes, formatCount, printable } from './format.js'
 
 /** @throws {RoostError} what made it fail; BODY_TRUNCATED when it ended without saying how. */
 export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>,
-  what: 'check' | 'rebuild'): Promise<ExitCode> {
+  what: 'check' | 'rebuild' | 'backfill' | 'drain'): Promise<ExitCode> {
   const { output } = context
   let phase = ''
   let done: Extract<MaintenanceEvent, { type: 'done' }> | undefined
@@ -21,10 +21,14 @@ export async function followMaintenance(context: CommandContext, events: AsyncIt
         break
       case 'problem': {
         const where = [event.snapshot === undefined ? '' : `snapshot ${event.snapshot}`, event.pack === undefined ? '' : `pack ${event.pack}`,
-          event.chunk === undefined ? '' : `chunk ${event.chunk}`].filter((part) => part !== '').join(', ')
+          event.chunk === undefined ? '' : `chunk ${event.chunk}`,
+          event.target === undefined ? '' : `target ${event.target}`].filter((part) => part !== '').join(', ')
         output.warn(`problem [${event.code}]: ${printable(event.message)}${where === '' ? '' : ` (${where})`}`)
         break
       }
+      case 'healed':
+        output.line(`${what === 'check' ? 'healed' : 'copied'} ${printable(event.object)} on ${event.target} from ${event.from}`)
+        break
       case 'done': done = event; break
       case 'failed': throw new RoostError(event.error.code, event.error.message, event.error.details)
     }

@@ -3,6 +3,7 @@ import type { Repository } from '../repo/repository.js'
 import { DataLockedError, lockDataDirectory } from '../server/data-lock.js'
 import { SERVER_CONFIG_DEFAULTS } from '../server/config.js'
 import type { CommandContext } from './context.js'
+import { processEnvironment } from './settings.js'
 import { UsageError } from './exit-codes.js'
 
 export async function withOfflineRepository(context: CommandContext, where: { readonly dataDirectory: string; readonly name: string },
@@ -17,6 +18,7 @@ export async function withOfflineRepository(context: CommandContext, where: { re
   try {
     const host = await openRepositoryHost({
       dataDirectory: where.dataDirectory, workers: SERVER_CONFIG_DEFAULTS.workers, spoolBytes: SERVER_CONFIG_DEFAULTS.spoolBytes,
+      environment: processEnvironment(),
       report: (repository, event) => {
         if (event.type !== 'recovered' && event.error !== undefined) context.output.warn(`${repository}: ${event.error.message}`)
       },

@@ -9,6 +9,7 @@ import { registerRepo } from './commands/repo.js'
 import { registerRestore } from './commands/restore.js'
 import { registerServer } from './commands/server.js'
 import { registerSnapshots } from './commands/snapshots.js'
+import { registerTarget } from './commands/target.js'
 import { registerToken } from './commands/token.js'
 import type { Runtime } from './context.js'
 import type { ExitCode } from './exit-codes.js'
@@ -20,7 +21,8 @@ Where things are (flags win over the environment, the environment over ~/.config
   ROOST_CA_FILE      the authority that signed the server's certificate
   ROOST_VERIFY_KEY   the public key that snapshots must be signed with
 
-Exit codes: 0 done · 1 failed · 2 wrong usage · 3 done, but some sources were unreadable or data damaged · 130 interrupted
+Exit codes: 0 done · 1 failed · 2 wrong usage · 3 done, but some sources were unreadable or data damaged ·
+4 safe in the server's spool, not on its targets yet · 130 interrupted
 
 Examples:
   roost server --data /srv/roost
@@ -49,6 +51,6 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .exitOverride()
   const registry: Registry = { program, runtime, finish }
   for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore,
-    registerMaintenance, registerKey]) register(registry)
+    registerMaintenance, registerTarget, registerKey]) register(registry)
   return program
 }

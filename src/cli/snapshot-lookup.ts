@@ -7,7 +7,7 @@ import type { SignedSnapshot, SnapshotRecord } from '../core/messages.js'
 import type { CommandContext } from './context.js'
 import { UsageError } from './exit-codes.js'
 
-export interface NamedSnapshot { readonly id: SnapshotId; readonly record: SnapshotRecord }
+export interface NamedSnapshot { readonly id: SnapshotId; readonly record: SnapshotRecord; readonly inSpool: boolean }
 export interface SnapshotFilter { readonly source?: string; readonly tag?: string }
 
 const PREFIX_DIGITS_MIN = 6
@@ -54,5 +54,5 @@ export function splitSnapshotPath(text: string): { readonly snapshot: string; re
 }
 
 function nameSnapshot(signed: SignedSnapshot, verifyKey: string): NamedSnapshot {
-  return { id: parseSnapshotId(signed.id), record: openSignedSnapshot(signed, verifyKey) }
+  return { id: parseSnapshotId(signed.id), record: openSignedSnapshot(signed, verifyKey), inSpool: signed.inSpool === true }
 }

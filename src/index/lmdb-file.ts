@@ -38,3 +38,30 @@ function lastPageOf(fd: number, at: number): number {
   if (!plausible) throw corrupt('The index file is not an index, or its head is damaged.')
   return lastPage
 }
+
+/** How the environment is opened. */
+export function environmentOptions(directory: string, mapBytes: number) {
+  return {
+    path: directory,
+    noSubdir: false,
+    maxDbs: 12,
+    maxReaders: 126,
+    // Ample from the start, so that growth hardly ever means a new map.
+    mapSize: mapBytes,
+    remapChunks: false,
+    pageSize: INDEX_PAGE_BYTES,
+    // Commit and fsync overlap with the next transaction; a power cut falls back to the last synced one.
+    overlappingSync: true,
+    noSync: false,
+    noMetaSync: false,
+    useWritemap: false,
+    // Pages are zeroed before use: freed memory of this process, keys among it, must not reach the disk.
+    noMemInit: false,
+    cache: false,
+    compression: false,
+    encoding: 'binary' as const,
+    keyEncoding: 'binary' as const,
+    commitDelay: 0,
+    eventTurnBatching: true,
+  }
+}

@@ -13,7 +13,7 @@
  *  fsync, the others only for the commit. Reads are synchronous from the memory map.
  */
 import path from 'node:path'
-import { open, type RootDatabase, type RootDatabaseOptionsWithPath } from 'lmdb'
+import { open, type RootDatabase } from 'lmdb'
 import { assert } from '../core/assert.js'
 import { RoostError } from '../core/errors.js'
 import { CHUNK_ID_BYTES, ID_PROOF_BYTES, packNumber, type PackId, type PackNumber, type SessionId,
@@ -27,12 +27,12 @@ import { corrupt } from './checksum.js'
 import { ChunkTable } from './chunk-table.js'
 import { entryNumberOfValue, kindOfValue, packNumberOfValue } from './entry-codec.js'
 import { claimIndexDirectory } from './index-directory.js'
+import { PackTable } from './pack-table.js'
 import { placedRow } from './pack-places.js'
-import { INDEX_PAGE_BYTES, prepareLmdbFile } from './lmdb-file.js'
+import { environmentOptions, prepareLmdbFile } from './lmdb-file.js'
 import { PinTable } from './pin-table.js'
 import { PositionList, positionOf } from './positions.js'
-import { decodeNumberRow, decodePackRow, decodeSessionRow, encodeNumberRow, encodePackRow, encodeSessionRow, hasBit,
-  idKey, isNodeKind, sessionKey, u32Key, type PinBits, type SessionKey } from './row-codec.js'
+import { decodeSessionRow, encodeSessionRow, hasBit, isNodeKind, sessionKey, type PinBits, type SessionKey } from './row-codec.js'
 import { SnapshotTable } from './snapshot-table.js'
 import { SupersededTable } from './superseded-table.js'
 import { StateTable } from './state-table.js'
@@ -50,32 +50,6 @@ const MAP_BYTES_DEFAULT = 256 * GiB
 
 /** LMDB's own verdicts on its file: bad page, corrupted, panic, other version, not a database, bad transaction. */
 const DAMAGE_CODES = new Set([-30797, -30796, -30795, -30794, -30793, -30782])
-
-function environmentOptions(directory: string, mapBytes: number): RootDatabaseOptionsWithPath {
-  return {
-    path: directory,
-    noSubdir: false,
-    maxDbs: 12,
-    maxReaders: 126,
-    // Ample from the start, so that growth hardly ever means a new map.
-    mapSize: mapBytes,
-    remapChunks: false,
-    pageSize: INDEX_PAGE_BYTES,
-    // Commit and fsync overlap with the next transaction; a power cut falls back to the last synced one.
-    overlappingSync: true,
-    noSync: false,
-    noMetaSync: false,
-    useWritemap: false,
-    // Pages are zeroed before use: freed memory of this process, keys among it, must not reach the disk.
-    noMemInit: false,
-    cache: false,
-    compression: false,
-    encoding: 'binary',
-    keyEncoding: 'binary',
-    commitDelay: 0,
-    eventTurnBatching: true,
-  }
-}
 
 /** Opens or makes the index in `directory`. After an unclean end, sessions and pins are dropped first.
  *  @throws {RoostError} INDEX_CORRUPT when the files are damaged or bound to another repository or format;
@@ -106,8 +80,7 @@ class LmdbIndex implements ChunkIndex {
   #openedClean = true
   #closing: Promise<void> | undefined
   readonly #state: StateTable
-  readonly #packs: Table
-  readonly #packIds: Table
+  readonly #packs: PackTable
   readonly #sessions: Table
   /** (pack, entry) of entries that lost to an older location of their id → that id. */
   readonly #superseded: SupersededTable
@@ -121,8 +94,7 @@ class LmdbIndex implements ChunkIndex {
     const table = (name: string): Table =>
       root.openDB({ name, encoding: 'binary', keyEncoding: 'binary', cache: false, compression: false }) as unknown as Table
     this.#state = new StateTable(table('state'))
-    this.#packs = table('packs')
-    this.#packIds = table('pack-ids')
+    this.#packs = new PackTable(table('packs'), table('pack-ids'))
     this.#sessions = table('sessions')
     this.#superseded = new SupersededTable(table('superseded'))
     this.#chunks = new ChunkTable(table('chunks'))
@@ -159,8 +131,8 @@ class LmdbIndex implements ChunkIndex {
   async addPack(pack: PackRow, entries: PackEntries, pins: readonly PackPins[]): Promise<PackNumber> {
     assert(entries.count === pack.entryCount && entries.idProofs.length === entries.count * ID_PROOF_BYTES, 'whole entries')
     return this.#writeDurably(() => {
-      const existing = this.#packNumberOf(pack.packId)
-      const number = existing ?? pack.packNumber
+      const existing = this.#packs.find(pack.packId)
+      const number = existing?.packNumber ?? pack.packNumber
       if (existing === undefined) this.#insertPack(pack, entries)
       for (const { sessionId, bitmap } of pins) {
         const session = sessionKey(sessionId)
@@ -172,16 +144,13 @@ class LmdbIndex implements ChunkIndex {
 
   #insertPack(pack: PackRow, entries: PackEntries): void {
     const counters = this.#state.counters()
-    const key = u32Key(pack.packNumber)
     assert(pack.packNumber > 0 && pack.packNumber < counters.nextPackNumber, 'the pack number was reserved')
-    assert(!this.#packs.doesExist(key), 'the pack number is not in use')
+    assert(this.#packs.get(pack.packNumber) === undefined, 'the pack number is not in use')
     const dead: number[] = []
     const added = this.#chunks.insert(pack.packNumber, pack.kind, entries, (entry) => dead.push(entry))
     for (const entry of dead)
       this.#superseded.add(pack.packNumber, entry, entries.idProofs.subarray(entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES))
-    this.#packs.putSync(key, encodePackRow(key, pack))
-    const packId = idKey(pack.packId)
-    this.#packIds.putSync(packId, encodeNumberRow('packId', packId, pack.packNumber))
+    this.#packs.put(pack)
     counters.packs += 1
     counters.chunks += added
     counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += added
@@ -213,11 +182,9 @@ class LmdbIndex implements ChunkIndex {
 
   async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow> {
     return this.#writeDurably(() => {
-      const pack = this.#pack(number)
-      if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was placed is not in the index.', { pack: number })
+      const pack = this.#packs.require(number)
       const placed = placedRow(pack, places)
-      const key = u32Key(number)
-      this.#packs.putSync(key, encodePackRow(key, placed))
+      this.#packs.put(placed)
       if (placed.state === pack.state) return placed
       const counters = this.#state.counters()
       counters.spooledPacks -= 1
@@ -229,10 +196,9 @@ class LmdbIndex implements ChunkIndex {
   async clearHolders(slots: number): Promise<void> {
     for (let after = 0; ;) {
       const last = await this.#writeDurably(() => {
-        const rows = [...this.#packs.getRange({ start: u32Key(after), exclusiveStart: true, limit: ROWS_PER_WRITE })]
-        for (const { key, value } of rows)
-          this.#packs.putSync(key, encodePackRow(key, placedRow(decodePackRow(key, value), { remove: slots })))
-        return rows.at(-1)?.key.readUInt32BE(0)
+        const rows = this.#packs.list(after, ROWS_PER_WRITE)
+        for (const row of rows) this.#packs.put(placedRow(row, { remove: slots }))
+        return rows.at(-1)?.packNumber
       })
       if (last === undefined) return
       after = last
@@ -257,12 +223,10 @@ class LmdbIndex implements ChunkIndex {
     for (const number of numbers) await this.#writeDurably(() => { this.#removePackRow(number) })
   }
   #removePackRow(number: PackNumber): void {
-    const pack = this.#pack(number)
+    const pack = this.#packs.get(number)
     if (pack === undefined) return
-    const key = u32Key(number)
     this.#superseded.keepOnly(number, new Set())
-    this.#packs.removeSync(key)
-    this.#packIds.removeSync(idKey(pack.packId))
+    this.#packs.remove(pack)
     const counters = this.#state.counters()
     counters.packs -= 1
     counters.rawBytes -= pack.rawBytes
@@ -272,8 +236,8 @@ class LmdbIndex implements ChunkIndex {
   }
   async reviveEntries(number: PackNumber, entries: PackEntries): Promise<number> {
     return this.#writeDurably(() => {
-      const pack = this.#pack(number)
-      assert(pack !== undefined && entries.count === pack.entryCount, 'the entries of a pack in the index')
+      const pack = this.#packs.require(number)
+      assert(entries.count === pack.entryCount, 'the entries of a pack in the index')
       const dead = new Set<number>()
       const revived = this.#chunks.insert(number, pack.kind, entries, (entry) => dead.add(entry))
       if (revived === 0) return 0
@@ -286,17 +250,9 @@ class LmdbIndex implements ChunkIndex {
     })
   }
 
-  async getPack(number: PackNumber): Promise<PackRow | undefined> { return this.#read(() => this.#pack(number)) }
-  async findPack(packId: PackId): Promise<PackRow | undefined> {
-    return this.#read(() => {
-      const number = this.#packNumberOf(packId)
-      return number === undefined ? undefined : this.#pack(number)
-    })
-  }
-  async listPacks(after: number, limit: number): Promise<PackRow[]> {
-    return this.#read(() => Array.from(
-      this.#packs.getRange({ start: u32Key(after), exclusiveStart: true, limit }), ({ key, value }) => decodePackRow(key, value)))
-  }
+  async getPack(number: PackNumber): Promise<PackRow | undefined> { return this.#read(() => this.#packs.get(number)) }
+  async findPack(packId: PackId): Promise<PackRow | undefined> { return this.#read(() => this.#packs.find(packId)) }
+  async listPacks(after: number, limit: number): Promise<PackRow[]> { return this.#read(() => this.#packs.list(after, limit)) }
   async locate(ids: Buffer): Promise<Locations> { return this.#read(() => this.#chunks.locate(ids)) }
   async scanChunks(after: Buffer | undefined, limit: number): Promise<{ ids: Buffer; locations: Locations }> {
     return this.#read(() => this.#chunks.scan(after, limit))
@@ -384,7 +340,6 @@ class LmdbIndex implements ChunkIndex {
   }
 
   // ——— snapshots ———
-
   async commitSnapshot(snapshot: Omit<SnapshotRow, 'sequence'>, session: SessionId | null): Promise<SnapshotRow> {
     const row = await this.#writeDurably(() => {
       const existing = this.#snapshots.get(snapshot.snapshotId)
@@ -472,16 +427,6 @@ class LmdbIndex implements ChunkIndex {
     return result
   }
 
-  #pack(number: number): PackRow | undefined {
-    const key = u32Key(number)
-    const row = this.#packs.getBinary(key)
-    return row === undefined ? undefined : decodePackRow(key, row)
-  }
-  #packNumberOf(packId: PackId): number | undefined {
-    const key = idKey(packId)
-    const row = this.#packIds.getBinary(key)
-    return row === undefined ? undefined : decodeNumberRow('packId', key, row)
-  }
   #requireSession(sessionId: SessionId): SessionKey {
     const key = sessionKey(sessionId)
     if (!this.#sessions.doesExist(key)) throw new RoostError('SESSION_LOST', 'This session is not open any more.', { sessionId })

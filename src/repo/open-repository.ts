@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import type { Clock } from '../core/clock.js'
 import { hasCode, isErrno, RoostError } from '../core/errors.js'
 import { parseRepositoryId, type RepositoryId } from '../core/ids.js'
+import { LIMITS } from '../core/limits.js'
 import type { AttachRepositoryRequest, CreateRepositoryRequest } from '../core/messages.js'
 import type { Random } from '../core/random.js'
 import type { ChunkIndex, PackRow } from '../index/chunk-index.js'
@@ -42,6 +43,10 @@ export interface OpenRepositoryDeps {
   readonly random: Random
   readonly effects: FileEffects
   readonly spoolBytesMax: number
+  /** Free bytes kept on the spool's file system. */
+  readonly spoolReserveBytes?: number
+  /** Where targets look for credentials by name (OS_*, AWS_*). */
+  readonly environment?: Readonly<Record<string, string | undefined>>
   readonly commitWaitMs: number
   readonly zstdLevel: number
   report(repository: string, event: RepositoryEvent): void
@@ -211,7 +216,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
       spooledSnapshots.wake()
     },
   })
-  const intake = new PackIntake({ repositoryId, index, pool, uploads, spoolDirectory, spoolBytesMax,
+  const intake = new PackIntake({ repositoryId, index, pool, uploads, spoolDirectory, spoolBytesMax, spoolReserveBytes: deps.spoolReserveBytes ?? LIMITS.spoolReserveBytes,
     onLost: (error) => { report({ type: 'pack-lost', error }) } })
   pool.open({ repositoryId, dedupKey: keys.dedupKey, packKey: keys.packKey, spoolDirectory, zstdLevel: deps.zstdLevel },
     { onSealed: (pack) => { intake.onSealed(pack) }, onLost: (number, error) => { intake.onLost(number, error) } })
@@ -235,8 +240,21 @@ async function mendCopies({ targets, catchUp, onDamage }: { targets: TargetSet; 
 }
 
 function openTarget(directory: string, url: string, create: boolean, slot: number, deps: OpenRepositoryDeps): Promise<ObjectStore> {
-  void directory
-  return deps.openTarget?.(url, create, slot) ?? openStore(url, { clock: deps.clock, random: deps.random, effects: deps.effects, create })
+  const { clock, random, effects, environment } = deps
+  return deps.openTarget?.(url, create, slot) ??
+    openStore(url, { clock, random, effects, create, ...(environment && { environment }), memory: noteFile(join(directory, `target-${slot}.json`), url, effects) })
+}
+/** What an adapter wants to remember of one address: a small file beside the description. */
+function noteFile(path: string, url: string, effects: FileEffects): { read(): Promise<string | undefined>; write(text: string): Promise<void> } {
+  return {
+    read: async () => {
+      try {
+        const note = JSON.parse(await readFile(path, 'utf8')) as { url?: unknown; text?: unknown }
+        return note.url === url && typeof note.text === 'string' ? note.text : undefined
+      } catch { return undefined } // a note that is not there, or cannot be read, is none
+    },
+    write: (text) => replaceFile(path, Buffer.from(`${JSON.stringify({ url, text })}\n`), effects),
+  }
 }
 function openIndexOf(directory: string, repositoryId: RepositoryId, deps: OpenRepositoryDeps): Promise<ChunkIndex> {
   const at = join(directory, 'index')

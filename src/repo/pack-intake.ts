@@ -36,6 +36,7 @@ export interface PackIntakeOptions {
   readonly uploads: PackUploads
   readonly spoolDirectory: string
   readonly spoolBytesMax: number
+  readonly spoolReserveBytes: number
   /** An open pack had to be given up; clients send its chunks again. */
   onLost(error: Error): void
 }
@@ -58,9 +59,9 @@ export class PackIntake {
   /** @throws {RoostError} SPOOL_FULL before any byte is accepted over the limit or into the reserve. */
   async requireRoom(): Promise<void> {
     this.#throwIfFailed()
-    const { uploads, spoolBytesMax, spoolDirectory } = this.#options
+    const { uploads, spoolBytesMax, spoolReserveBytes, spoolDirectory } = this.#options
     const { bavail, bsize } = await statfs(spoolDirectory)
-    if (uploads.waitingBytes <= spoolBytesMax && bavail * bsize >= LIMITS.spoolReserveBytes) return
+    if (uploads.waitingBytes <= spoolBytesMax && bavail * bsize >= spoolReserveBytes) return
     throw new RoostError('SPOOL_FULL', 'The server has accepted as much as it can hold until its storage target takes packs again.',
       { waitingBytes: uploads.waitingBytes, spoolBytesMax })
   }

@@ -23,6 +23,9 @@ export interface RepositoryHostOptions {
   /** Threads that verify, compress, seal and open. */
   readonly workers: number
   readonly spoolBytes?: number
+  readonly spoolReserveBytes?: number
+  /** Where targets look for credentials by name. */
+  readonly environment?: Readonly<Record<string, string | undefined>>
   /** zstd level of blocks; see docs/benchmarks.md for what it buys. */
   readonly zstdLevel?: number
   /** How long a commit waits for a target before it answers "not yet durable". */
@@ -41,6 +44,8 @@ export async function openRepositoryHost(options: RepositoryHostOptions): Promis
   const pool = new ThreadSealPool(options.workers)
   const deps: OpenRepositoryDeps = { pool, clock: systemClock, random: systemRandom, effects: nodeFileEffects,
     spoolBytesMax: options.spoolBytes ?? LIMITS.spoolBytesDefault, commitWaitMs: options.commitWaitMs ?? COMMIT_WAIT_MS_DEFAULT,
+    ...(options.spoolReserveBytes === undefined ? {} : { spoolReserveBytes: options.spoolReserveBytes }),
+    ...(options.environment === undefined ? {} : { environment: options.environment }),
     zstdLevel: options.zstdLevel ?? ZSTD_LEVEL_DEFAULT, report: (name, event) => { options.report?.(name, event) } }
   const host = new LocalRepositoryHost(root, deps)
   await host.openAll()
@@ -105,9 +110,11 @@ class LocalRepositoryHost implements RepositoryHost {
   }
   async close(): Promise<void> {
     await this.#changes.run(async () => {
-      for (const repository of this.#open.values()) await repository.close()
+      // One that cannot close in order must not keep the others from it.
+      const results = await Promise.allSettled([...this.#open.values()].map((repository) => repository.close()))
       this.#open.clear()
       await (this.deps.pool as ThreadSealPool).close()
+      for (const result of results) if (result.status === 'rejected') throw result.reason
     })
   }
 }

@@ -22,6 +22,7 @@ import type { RouteDeps } from './route-context.js'
 import { healthRoutes } from './routes/health.js'
 import { keyRoutes } from './routes/keys.js'
 import { maintenanceRoutes } from './routes/maintenance.js'
+import { targetRoutes } from './routes/targets.js'
 import { repositoryRoutes } from './routes/repositories.js'
 import { sessionRoutes } from './routes/sessions.js'
 import { snapshotRoutes } from './routes/snapshots.js'
@@ -77,7 +78,7 @@ export function buildApp(deps: AppDeps): FastifyInstance {
   app.setNotFoundHandler(() => { throw new RoostError('ROUTE_UNKNOWN', 'There is no such route.') })
   addBodyParsers(app, intake)
   app.register(async (scope) => {
-    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, keyRoutes])
+    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, targetRoutes, keyRoutes])
       routes(scope, routeDeps)
   })
   return app

@@ -21,6 +21,9 @@ export interface ServerConfig {
   /** Worker threads that verify, compress and seal. */
   readonly workers: number
   readonly spoolBytes: number
+  readonly spoolReserveBytes: number
+  /** How long a commit waits for its targets before it answers "not yet durable". */
+  readonly commitWaitMs: number
   /** How long a drain waits for requests in flight. */
   readonly drainMs: number
 }
@@ -33,6 +36,8 @@ export const SERVER_CONFIG_DEFAULTS = Object.freeze({
   logLevel: 'info',
   workers: 2,
   spoolBytes: LIMITS.spoolBytesDefault,
+  spoolReserveBytes: LIMITS.spoolReserveBytes,
+  commitWaitMs: 60_000,
   drainMs: 30_000,
 } as const satisfies Omit<ServerConfig, 'dataDirectory' | 'tls'>)
 

@@ -17,7 +17,7 @@ export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-
 export interface OctetBody { readonly media: string; readonly bytesMax: number; readonly unitBytes: number }
 
 export interface Endpoint {
-  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE'
+  readonly method: 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE'
   readonly path: string
   readonly summary: string
   readonly access: Access
@@ -54,6 +54,11 @@ export const ENDPOINTS = {
   attachRepository: {
     method: 'PUT', path: ROUTES.repository, summary: 'Opens a repository that exists on its target but not on this server.',
     access: 'server-admin', json: REQUEST_SCHEMAS.attachRepository, status: 201, reply: REPLY_SCHEMAS.repositoryInfo, beginsWork: true,
+  },
+
+  changeRepository: {
+    method: 'PATCH', path: ROUTES.repository, summary: 'Sets the write policy and when commits are acknowledged.', access: 'repository-admin',
+    json: REQUEST_SCHEMAS.changeRepository, status: 200, reply: REPLY_SCHEMAS.repositoryInfo,
   },
 
   listTokens: {
@@ -110,6 +115,30 @@ export const ENDPOINTS = {
   },
   rebuild: {
     method: 'POST', path: ROUTES.rebuild, summary: 'Makes the index anew from packs; lines of events.', access: 'repository-admin',
+    status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
+
+  listTargets: {
+    method: 'GET', path: ROUTES.targets, summary: 'The targets in order of preference, with their health and lag.', access: 'repository-admin',
+    status: 200, reply: REPLY_SCHEMAS.targets,
+  },
+  addTarget: {
+    method: 'POST', path: ROUTES.targets, summary: 'Adds a target; its packs come by a backfill that starts by itself.', access: 'server-admin',
+    json: REQUEST_SCHEMAS.addTarget, status: 201, reply: REPLY_SCHEMAS.target, beginsWork: true,
+  },
+  changeTarget: {
+    method: 'PATCH', path: ROUTES.target, summary: 'Enables, disables, moves or limits a target.', access: 'repository-admin',
+    json: REQUEST_SCHEMAS.changeTarget, status: 200, reply: REPLY_SCHEMAS.target,
+  },
+  removeTarget: {
+    method: 'DELETE', path: ROUTES.target, summary: 'Forgets a target that nothing depends on; its objects stay.', access: 'repository-admin', status: 204,
+  },
+  backfillTarget: {
+    method: 'POST', path: ROUTES.targetBackfill, summary: 'Copies to a target what it lacks; lines of events.', access: 'repository-admin',
+    status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
+  drainTarget: {
+    method: 'POST', path: ROUTES.targetDrain, summary: 'Moves what only this target holds to others; lines of events.', access: 'repository-admin',
     status: 200, reply: MEDIA.progress, beginsWork: true,
   },
 

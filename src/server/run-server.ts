@@ -31,6 +31,8 @@ export interface OpenHostOptions {
   readonly dataDirectory: string
   readonly workers: number
   readonly spoolBytes: number
+  readonly spoolReserveBytes: number
+  readonly commitWaitMs: number
   report(repository: string, event: RepositoryEvent): void
 }
 export interface RunServerDeps {
@@ -92,7 +94,8 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
   const tokens = await TokenStore.open({ path: join(config.dataDirectory, TOKENS_FILE), clock, random })
   const adminToken = tokens.isNew ? await createAdminToken(tokens, config.dataDirectory) : undefined
   const host = opened.host = await deps.openHost({
-    dataDirectory: config.dataDirectory, workers: config.workers, spoolBytes: config.spoolBytes,
+    dataDirectory: config.dataDirectory, workers: config.workers, spoolBytes: config.spoolBytes, spoolReserveBytes: config.spoolReserveBytes,
+    commitWaitMs: config.commitWaitMs,
     report: (repository, event) => { logRepositoryEvent(log, repository, event) },
   })
   const lifetimes = new RequestLifetimes()

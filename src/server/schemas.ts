@@ -6,7 +6,7 @@
  */
 import { ERROR_CATALOGUE } from '../core/errors.js'
 import { KiB, LIMITS } from '../core/limits.js'
-import { TOKEN_SCOPES } from '../core/messages.js'
+import { TARGET_MODES, TOKEN_SCOPES } from '../core/messages.js'
 
 export type JsonSchema = Readonly<Record<string, unknown>>
 
@@ -60,6 +60,9 @@ const choice = (...values: readonly string[]): JsonSchema => ({ type: 'string', 
 const secret = { type: 'string', minLength: 1, maxLength: 4 * KiB } as const
 const url = { type: 'string', minLength: 1, maxLength: 2 * KiB } as const
 
+const targetName: JsonSchema = { type: 'string', pattern: '^[a-z0-9][a-z0-9._-]{0,63}$' }
+const writePolicy: JsonSchema = { anyOf: [{ const: 'all' }, { type: 'integer', minimum: 1, maximum: 30 }] }
+const durability: JsonSchema = choice('remote', 'spool')
 const repositoryName: JsonSchema = { type: 'string', pattern: `^${REPOSITORY_NAME}$` }
 const repositoryOrAll: JsonSchema = { type: 'string', pattern: `^(\\*|${REPOSITORY_NAME})$` }
 const sourceName = text(LIMITS.nameBytesMax)
@@ -106,9 +109,12 @@ export const REQUEST_SCHEMAS = {
     description: { type: 'object', maxProperties: LIST_LIMITS.descriptionPropertiesMax, 'x-depthMax': LIST_LIMITS.descriptionDepthMax },
   }, ['description']),
   createRepository: object({
-    name: repositoryName, target: url,
+    name: repositoryName, target: url, durability,
     chunker: object(chunkerSizes, Object.keys(chunkerSizes)),
-  }, ['target', 'chunker']),
+  }, ['target', 'durability', 'chunker']),
+  changeRepository: object({ writePolicy, durability }, ['writePolicy', 'durability']),
+  addTarget: object({ name: targetName, url, uploadBytesPerSecondMax: whole }, ['uploadBytesPerSecondMax']),
+  changeTarget: object({ mode: choice('active', 'disabled'), uploadBytesPerSecondMax: whole, position: whole }, ['mode', 'uploadBytesPerSecondMax', 'position']),
   attachRepository: object({
     name: repositoryName, target: url, passphrase: secret, recoverySecretKey: secret,
   }, ['passphrase', 'recoverySecretKey']),
@@ -124,7 +130,7 @@ export const REQUEST_SCHEMAS = {
       object({ kind: { const: 'recovery' }, label: text(LIMITS.nameBytesMax), publicKey: { type: 'string', minLength: 1, maxLength: 256 } }),
     ],
   },
-  check: object({ readDataPercent: { type: 'number', minimum: 0, maximum: 100 } }),
+  check: object({ readDataPercent: { type: 'number', minimum: 0, maximum: 100 }, heal: { type: 'boolean' } }, ['heal']),
 } as const satisfies Record<string, JsonSchema>
 
 /** Query strings: text on the wire, so numbers are patterns. */
@@ -138,6 +144,7 @@ export const QUERY_SCHEMAS = {
 
 const PARAMETER_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   repository: repositoryName, session: hex(32), snapshot: hex(64), token: hex(16),
+  target: targetName,
   slot: { type: 'string', pattern: '^[A-Za-z0-9._-]{1,128}$' },
 }
 /** The schema of a path's parameters, or undefined when it has none. */
@@ -147,12 +154,17 @@ export function parametersOf(path: string): { readonly type: 'object'; readonly 
   return { type: 'object', properties: Object.fromEntries(names.map((name) => [name, PARAMETER_SCHEMAS[name]!])) }
 }
 
-const signedSnapshot = object({ id: hex(64), record: { type: 'string', contentEncoding: 'base64' }, signature: { type: 'string' } })
+const signedSnapshot = object({ id: hex(64), record: { type: 'string', contentEncoding: 'base64' }, signature: { type: 'string' }, inSpool: { const: true } }, ['inSpool'])
 const chunker = object({ gearSeed: hex(64), ...chunkerSizes })
 const repositoryInfo = object({
   name: repositoryName, repositoryId: hex(32), mode: { const: 'server' }, createdAtMs: count,
-  targets: { type: 'array', items: { type: 'string' } }, verifyKey: hex(64), chunker, state: choice('ready', 'rebuild-needed'),
+  targets: { type: 'array', items: { type: 'string' } }, writePolicy, durability, verifyKey: hex(64), chunker, state: choice('ready', 'rebuild-needed'),
 })
+const targetInfo = object({
+  name: targetName, url: { type: 'string' }, mode: choice(...TARGET_MODES), uploadBytesPerSecondMax: count,
+  health: choice('unknown', 'healthy', 'unreachable', 'refused'), failingSinceMs: count, failure: { type: 'string' },
+  packs: count, storedBytes: count, lagPacks: count, lagBytes: count, damagedPacks: count,
+}, ['failingSinceMs', 'failure'])
 const tokenFields = {
   tokenId: hex(16), label: { type: 'string' }, grants: { type: 'array', items: grant }, createdAtMs: count, expiresAtMs: count,
 }
@@ -177,6 +189,8 @@ export const REPLY_SCHEMAS = {
   ].map((name) => [name, whole]))),
   tokenList: { type: 'array', items: object(tokenFields, ['expiresAtMs']) },
   createToken: object({ ...tokenFields, token: { type: 'string' } }, ['expiresAtMs']),
+  target: targetInfo,
+  targets: object({ targets: { type: 'array', items: targetInfo }, writePolicy, durability }),
   keySlot,
   keySlotList: { type: 'array', items: keySlot },
   status: object({ status: { type: 'string' } }),

@@ -23,7 +23,7 @@ interface Target { readonly repository?: string; readonly session?: string; read
 /** A well-formed request to an endpoint; answers its status and, of an error, the code. */
 async function call(server: ServerUnderTest, name: EndpointName, bearer: string | undefined, target: Target = {}) {
   const endpoint: Endpoint = ENDPOINTS[name]
-  const params = { repository: 'alpha', session: '0'.repeat(32), snapshot: HEX64, token: '0'.repeat(16), slot: 'slot-1', ...target }
+  const params = { repository: 'alpha', session: '0'.repeat(32), snapshot: HEX64, token: '0'.repeat(16), slot: 'slot-1', target: 'main', ...target }
   const body = endpoint.octets === undefined ? BODIES[name] : Buffer.alloc(endpoint.octets.unitBytes, 1)
   const reply = await server.app.inject({
     method: endpoint.method, url: routePath(endpoint.path, params),
@@ -69,7 +69,7 @@ const OPENED: Record<TokenGrant['scopes'][number], readonly EndpointName[]> = {
   push: ['getRepository', 'openSession', 'listSnapshots'],
   read: ['getRepository', 'listSnapshots'],
   delete: ['getRepository'],
-  admin: ['getRepository', 'stats', 'check', 'rebuild', 'listKeySlots', 'addKeySlot', 'removeKeySlot', 'rotateKeyfile'],
+  admin: ['getRepository', 'changeRepository', 'listTargets', 'changeTarget', 'removeTarget', 'backfillTarget', 'drainTarget', 'stats', 'check', 'rebuild', 'listKeySlots', 'addKeySlot', 'removeKeySlot', 'rotateKeyfile'],
 }
 const BOUND_TO_THINGS: readonly EndpointName[] =
   ['closeSession', 'findMissing', 'putChunks', 'readChunks', 'commit', 'getSnapshot', 'deleteSnapshot', 'listRepositories']

@@ -44,7 +44,7 @@ test('a chunk body is memory of its own, and room is given back after success an
   assert.equal((await request('POST', ROUTES.sessionChunks, Buffer.alloc(500), MEDIA.frames)).statusCode, 200)
   repository.onPutChunks = async () => { throw new RoostError('SPOOL_FULL', 'full') }
   const refused = await request('POST', ROUTES.sessionChunks, Buffer.alloc(500), MEDIA.frames)
-  assert.equal(refused.statusCode, 507)
+  assert.equal(refused.statusCode, 503)
   assert.equal(refused.headers['retry-after'], '10')
   assert.equal(server.admission.bytesFree, server.admission.bytesMax)
 })

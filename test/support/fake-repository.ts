@@ -4,8 +4,9 @@ import { RoostError } from '../../src/core/errors.js'
 import { parseSessionId, type SessionId, type SnapshotId } from '../../src/core/ids.js'
 import { LIMITS } from '../../src/core/limits.js'
 import type {
-  AddKeySlotRequest, AttachRepositoryRequest, ChunkerParameters, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
   MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+  TargetInfo, TargetsReply,
 } from '../../src/core/messages.js'
 import type { SessionRow } from '../../src/index/chunk-index.js'
 import type { RepositoryHost } from '../../src/repo/repository-host-contract.js'
@@ -48,9 +49,18 @@ export class FakeRepository implements Repository {
   }
 
   info(): RepositoryInfo {
-    return { name: this.name, repositoryId: '11'.repeat(16), mode: 'server', createdAtMs: 1, targets: ['file:/secret/place'],
+    return { name: this.name, repositoryId: '11'.repeat(16), mode: 'server', createdAtMs: 1, targets: ['file:/secret/place'], writePolicy: 'all', durability: 'remote',
       verifyKey: '22'.repeat(32), chunker: CHUNKER, state: 'ready' }
   }
+  readonly target: TargetInfo = { name: 'main', url: 'file:/secret/place', mode: 'active', uploadBytesPerSecondMax: 0, health: 'healthy', packs: 1, storedBytes: 10,
+    lagPacks: 0, lagBytes: 0, damagedPacks: 0 }
+  async listTargets(): Promise<TargetsReply> { this.#note('listTargets'); return { targets: [this.target], writePolicy: 'all', durability: 'remote' } }
+  async addTarget(request: AddTargetRequest): Promise<TargetInfo> { this.#note('addTarget', request); return { ...this.target, ...request } }
+  async changeTarget(name: string, request: ChangeTargetRequest): Promise<TargetInfo> { this.#note('changeTarget', name, request); return this.target }
+  async removeTarget(name: string): Promise<void> { this.#note('removeTarget', name) }
+  async *backfillTarget(name: string): AsyncIterable<MaintenanceEvent> { this.#note('backfillTarget', name); yield* this.events() }
+  async *drainTarget(name: string): AsyncIterable<MaintenanceEvent> { this.#note('drainTarget', name); yield* this.events() }
+  async change(request: ChangeRepositoryRequest): Promise<RepositoryInfo> { this.#note('change', request); return this.info() }
   async openSession(request: OpenSessionRequest, caller: { readonly tokenId: string; readonly sourceLimit?: string }): Promise<OpenSessionReply> {
     this.#note('openSession', request, caller)
     const sessionId = this.addSession({ tokenId: caller.tokenId, kind: request.kind })

@@ -193,11 +193,12 @@ async function expectedBytes(context: CommandContext, client: RepositoryClient, 
 function tellReport(context: CommandContext, report: BackupReport): ExitCode {
   const { statistics: s, snapshotId } = report
   context.output.record({ type: 'snapshot', id: snapshotId, source: report.record.source, parent: report.record.parent, passes: report.passes,
-    problems: report.problems, statistics: s })
+    problems: report.problems, durable: !report.inSpool, statistics: s })
   context.output.line(`snapshot ${shortId(snapshotId)} of ${printable(report.record.source)}`)
   context.output.note(`${formatCount(s.files)} files, ${formatCount(s.directories)} directories, ${formatBytes(s.sourceBytes)}: ` +
     `read ${formatBytes(s.bytesRead)}, ` +
     `new ${formatBytes(s.bytesSent)}, sent ${formatBytes(s.bytesOnWire)} in ${formatDuration(s.durationMs)}`)
+  if (report.inSpool) context.output.line('It is safe in the server\'s spool and goes to its targets from there; `roost snapshots` shows when it is.')
   if (report.problems > 0) context.output.warn(
     `${formatCount(report.problems)} path${report.problems === 1 ? ' is' : 's are'} not in the snapshot as they should be; see above.`)
   return report.exitCode

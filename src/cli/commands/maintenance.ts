@@ -8,12 +8,12 @@ import { followMaintenance } from '../maintenance-report.js'
 import { withOfflineRepository } from '../offline-repository.js'
 
 interface OfflineFlags { readonly data?: string }
-interface CheckFlags extends OfflineFlags { readonly readData?: string | true }
+interface CheckFlags extends OfflineFlags { readonly readData?: string | true; readonly heal?: boolean }
 
 const READ_DATA_ALL = 100
 
 export function registerMaintenance(registry: Registry): void {
-  does(registry, registry.program.command('stats').description('counts and bytes of the repository'), async (context) => {
+  does(registry, withExamples(registry.program.command('stats').description('counts and bytes of the repository'), ['roost stats', 'roost stats --json']), async (context) => {
     const stats = await context.repository().client.stats({ signal: context.signal })
     context.output.record({ type: 'stats', ...stats })
     context.output.line(describeStats(stats))
@@ -22,14 +22,16 @@ export function registerMaintenance(registry: Registry): void {
   does<CheckFlags>(registry, withExamples(registry.program.command('check').argument('[name]', 'with --data: the repository')
     .description('verify the repository: snapshots, index and packs fit together; with --read-data, every byte too')
     .option('--read-data [percent]', 'read and verify that share of the packs (all when no number is given)')
+    .option('--heal', 'write copies that are missing or damaged anew from other targets (reads all data, unless --read-data says less)')
     .option('--data <dir>', "work on this data directory; its server must be stopped"),
-  ['roost check', 'roost check --read-data', 'roost check --read-data 10', 'roost check --data /srv/roost main']),
+  ['roost check', 'roost check --read-data', 'roost check --read-data 10', 'roost check --heal', 'roost check --data /srv/roost main']),
   async (context, flags, [name]) => {
-    const readDataPercent = flags.readData === undefined ? 0 : flags.readData === true ? READ_DATA_ALL : Number(flags.readData)
+    const heal = flags.heal === true
+    const readDataPercent = flags.readData === undefined ? (heal ? READ_DATA_ALL : 0) : flags.readData === true ? READ_DATA_ALL : Number(flags.readData)
     if (!(readDataPercent >= 0 && readDataPercent <= 100)) throw new UsageError('--read-data takes a percentage from 0 to 100.')
     return await onRepository(context, flags, name, {
-      online: (client) => followMaintenance(context, client.check({ readDataPercent }, { signal: context.signal }), 'check'),
-      offline: (repository) => followMaintenance(context, repository.check({ readDataPercent }, context.signal), 'check'),
+      online: (client) => followMaintenance(context, client.check({ readDataPercent, ...(heal ? { heal } : {}) }, { signal: context.signal }), 'check'),
+      offline: (repository) => followMaintenance(context, repository.check({ readDataPercent, heal }, context.signal), 'check'),
     })
   })
 

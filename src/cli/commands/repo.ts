@@ -1,13 +1,15 @@
 /** roost repo …: the repositories of a server. */
-import type { RepositoryInfo } from '../../core/messages.js'
-import { does, sizeOption, withExamples, type Registry } from '../command.js'
+import type { ChangeRepositoryRequest, Durability, RepositoryInfo } from '../../core/messages.js'
+import { choiceOption, does, sizeOption, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { formatBytes, formatTable, formatTime } from '../format.js'
+import { UsageError } from '../exit-codes.js'
 import { readSecretFile } from '../settings.js'
 
 interface CreateFlags {
-  readonly target?: string; readonly minChunk?: number; readonly averageChunk?: number; readonly maxChunk?: number; readonly imageChunk?: number
+  readonly target?: string; readonly durability?: Durability; readonly minChunk?: number; readonly averageChunk?: number; readonly maxChunk?: number; readonly imageChunk?: number
 }
+interface SettingsFlags { readonly writePolicy?: string; readonly durability?: Durability }
 interface AttachFlags { readonly target: string; readonly passphraseFile?: string; readonly recoveryKeyFile?: string }
 
 export function registerRepo(registry: Registry): void {
@@ -15,12 +17,13 @@ export function registerRepo(registry: Registry): void {
 
   does<CreateFlags>(registry, withExamples(repo.command('create').argument('<name>', 'letters, digits, "-", "_" and "."')
     .description('create a repository with new keys (needs a server administrator\'s token)')
-    .option('--target <url>', 'where its packs go: file:///path (default: in the server\'s data directory)')
+    .option('--target <url>', 'where its packs go: file:/path, swift:CONTAINER?cloud=NAME, s3:BUCKET (default: in the server\'s data directory)')
+    .addOption(choiceOption('--durability <when>', 'acknowledge a backup when its targets have it, or when the server\'s spool has it', ['remote', 'spool']))
     .option('--min-chunk <size>', 'smallest content-defined chunk', sizeOption)
     .option('--average-chunk <size>', 'average content-defined chunk', sizeOption)
     .option('--max-chunk <size>', 'largest content-defined chunk', sizeOption)
     .option('--image-chunk <size>', 'chunk of disk images', sizeOption),
-  ['roost repo create main', 'roost repo create cold --target file:///mnt/archive/cold']), async (context, flags, [name]) => {
+  ['roost repo create main', 'roost repo create cold --target file:/mnt/archive/cold', 'roost repo create main --target swift:backups/main?cloud=mycloud']), async (context, flags, [name]) => {
     const chunker = {
       ...(flags.minChunk === undefined ? {} : { minBytes: flags.minChunk }),
       ...(flags.averageChunk === undefined ? {} : { averageBytes: flags.averageChunk }),
@@ -28,7 +31,8 @@ export function registerRepo(registry: Registry): void {
       ...(flags.imageChunk === undefined ? {} : { imageChunkBytes: flags.imageChunk }),
     }
     const info = await context.server().createRepository({
-      name: name!, ...(flags.target === undefined ? {} : { target: flags.target }), ...(Object.keys(chunker).length === 0 ? {} : { chunker }),
+      name: name!, ...(flags.target === undefined ? {} : { target: flags.target }),
+      ...(flags.durability === undefined ? {} : { durability: flags.durability }), ...(Object.keys(chunker).length === 0 ? {} : { chunker }),
     }, { signal: context.signal })
     showRepository(context, info)
     context.output.note(`\nAdd a way to open it without this server, or the loss of the server's keyfile is the loss of everything:\n` +
@@ -44,6 +48,18 @@ export function registerRepo(registry: Registry): void {
 
   does(registry, repo.command('show').description('show the repository that -r or ROOST_REPOSITORY names'), async (context) =>
     showRepository(context, await context.repository().client.info({ signal: context.signal })))
+
+  does<SettingsFlags>(registry, withExamples(repo.command('set').description('change when a backup counts as safe')
+    .option('--write-policy <targets>', 'how many targets must hold a pack: all, or a number')
+    .addOption(choiceOption('--durability <when>', 'acknowledge a backup when so many targets have it, or when the server\'s spool has it', ['remote', 'spool'])),
+  ['roost repo set --write-policy 2', 'roost repo set --durability spool']), async (context, flags) => {
+    const policy = flags.writePolicy
+    if (policy !== undefined && policy !== 'all' && !/^[1-9][0-9]?$/.test(policy)) throw new UsageError('--write-policy is "all" or a number of targets.')
+    const request: ChangeRepositoryRequest = { ...(policy === undefined ? {} : { writePolicy: policy === 'all' ? policy : Number(policy) }),
+      ...(flags.durability === undefined ? {} : { durability: flags.durability }) }
+    if (Object.keys(request).length === 0) throw new UsageError('Say what to change: --write-policy or --durability.')
+    showRepository(context, await context.repository().client.change(request, { signal: context.signal }))
+  })
 
   does<AttachFlags>(registry, withExamples(repo.command('attach').argument('<name>')
     .description('open a repository that exists on its target but not on this server (after the loss of the server)')
@@ -67,6 +83,7 @@ function showRepository(context: CommandContext, info: RepositoryInfo): void {
   context.output.line([
     `name         ${info.name}`, `id           ${info.repositoryId}`, `created      ${formatTime(info.createdAtMs)}`, `state        ${info.state}`,
     `targets      ${info.targets.join(', ') || '(shown to administrators)'}`, `verify key   ${info.verifyKey}`,
+    `durable      on ${info.writePolicy === 'all' ? 'all targets' : `${info.writePolicy} targets`}; acknowledged ${info.durability === 'remote' ? 'then' : 'from the spool'}`,
     `chunks       ${formatBytes(chunker.minBytes)} – ${formatBytes(chunker.averageBytes)} – ${formatBytes(chunker.maxBytes)}, ` +
       `images ${formatBytes(chunker.imageChunkBytes)}`,
   ].join('\n'))

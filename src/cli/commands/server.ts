@@ -6,10 +6,12 @@ import type { RunningServer } from '../../server/run-server.js'
 import { choiceOption, countOption, does, sizeOption, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { UsageError } from '../exit-codes.js'
+import { processEnvironment } from '../settings.js'
 
 interface ServerFlags {
   readonly data?: string; readonly listen?: string; readonly tlsCert?: string; readonly tlsKey?: string; readonly allowPlainHttp?: boolean
-  readonly workers?: number; readonly spoolMax?: number; readonly admissionMax?: number; readonly logLevel?: string; readonly drainSeconds?: number
+  readonly workers?: number; readonly spoolMax?: number; readonly spoolReserve?: number; readonly commitWaitSeconds?: number
+  readonly admissionMax?: number; readonly logLevel?: string; readonly drainSeconds?: number
 }
 
 export function registerServer(registry: Registry): void {
@@ -19,6 +21,8 @@ export function registerServer(registry: Registry): void {
     .option('--tls-cert <file>', 'PEM certificate chain (ROOST_TLS_CERT)').option('--tls-key <file>', 'its PEM key (ROOST_TLS_KEY)')
     .option('--workers <count>', 'threads that verify, compress and seal', countOption)
     .option('--spool-max <size>', 'local bytes before pushes wait for the target', sizeOption)
+    .option('--spool-reserve <size>', 'bytes to leave free on the spool\'s disk', sizeOption)
+    .option('--commit-wait-seconds <seconds>', 'how long a commit waits for the targets before it answers "not yet"', countOption)
     .option('--admission-max <size>', 'bytes of request bodies held at once', sizeOption)
     .option('--drain-seconds <seconds>', 'how long a shutdown waits for requests', countOption)
     .addOption(choiceOption('--log-level <level>', 'how much to log (ROOST_LOG_LEVEL)', LOG_LEVELS)),
@@ -38,7 +42,7 @@ async function startServer(context: CommandContext, config: ServerConfig): Promi
   const { openRepositoryHost } = await import('../../repo/repository-host.js')
   const { runServer } = await import('../../server/run-server.js')
   try {
-    return await runServer(config, { openHost: openRepositoryHost, clock: context.clock, random: context.random, shutdown: context.signal })
+    return await runServer(config, { openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment() }), clock: context.clock, random: context.random, shutdown: context.signal })
   } catch (error) {
     if (error instanceof ServerConfigError || error instanceof DataLockedError) throw new UsageError(error.message, { cause: error })
     throw error
@@ -60,6 +64,8 @@ function serverConfig(context: CommandContext, flags: ServerFlags): ServerConfig
     ...(certFile === undefined || keyFile === undefined ? {} : { tls: { certFile, keyFile } }),
     ...(flags.workers === undefined ? {} : { workers: flags.workers }),
     ...(flags.spoolMax === undefined ? {} : { spoolBytes: flags.spoolMax }),
+    ...(flags.spoolReserve === undefined ? {} : { spoolReserveBytes: flags.spoolReserve }),
+    ...(flags.commitWaitSeconds === undefined ? {} : { commitWaitMs: flags.commitWaitSeconds * 1000 }),
     ...(flags.admissionMax === undefined ? {} : { admissionBytes: flags.admissionMax }),
     ...(flags.drainSeconds === undefined ? {} : { drainMs: flags.drainSeconds * 1000 }),
   }

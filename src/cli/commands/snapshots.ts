@@ -48,12 +48,12 @@ export function registerSnapshots(registry: Registry): void {
   })
 }
 
-function recordSnapshot(context: CommandContext, { id, record }: NamedSnapshot): void {
-  context.output.record({ type: 'snapshot', id, ...record })
+function recordSnapshot(context: CommandContext, { id, record, inSpool }: NamedSnapshot): void {
+  context.output.record({ type: 'snapshot', id, ...record, inSpool })
 }
-function snapshotRow({ id, record }: NamedSnapshot): string[] {
+function snapshotRow({ id, record, inSpool }: NamedSnapshot): string[] {
   return [shortId(id), formatTime(record.receivedAtMs), record.mode, printable(record.source), formatBytes(record.statistics.sourceBytes),
-    formatCount(record.statistics.files), printable(record.tags.join(','))]
+    formatCount(record.statistics.files), [...(inSpool ? ['(in spool)'] : []), printable(record.tags.join(','))].join(' ')]
 }
 function describeSnapshot({ id, record }: NamedSnapshot): string {
   const { statistics: s } = record

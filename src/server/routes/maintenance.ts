@@ -16,7 +16,7 @@ export const maintenanceRoutes: Routes = (app, { clock }) => {
     openReplyStream(eventLines(request, repositoryOf(request).rebuild(request.passage.signal)), clock))
 }
 
-function eventLines(request: FastifyRequest, events: AsyncIterable<MaintenanceEvent>): AsyncIterable<Buffer> {
+export function eventLines(request: FastifyRequest, events: AsyncIterable<MaintenanceEvent>): AsyncIterable<Buffer> {
   return encodeEventLines(events, (error) => {
     request.log.error({ cause: describeCause(error), err: error }, 'maintenance failed')
     return toErrorReply(error, request.id).body

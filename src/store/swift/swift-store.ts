@@ -302,7 +302,8 @@ class SwiftStore implements ObjectStore {
       answer = await ask({ 'x-newest': 'true' })
       if (answer.status === 404) {
         discard(answer)
-        throw new RoostError('STORE_UNAVAILABLE', `${this.#where} does not show ${key}, which it has taken before: its replicas may not agree yet, or the object was deleted by another hand.`, { status: 404 })
+        throw new RoostError('STORE_UNAVAILABLE',
+          `${this.#where} does not show ${key}, which it has taken before: its replicas may not agree yet, or another hand deleted it.`, { status: 404 })
       }
     }
     if (answer.status === 404) {
