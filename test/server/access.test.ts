@@ -16,6 +16,9 @@ const BODIES: Partial<Record<EndpointName, unknown>> = {
   openSession: { kind: 'push', source: 'web', mode: 'files', parent: null },
   commit: { root: HEX64, host: 'h', user: '', paths: ['/'], tags: [], startedAtMs: 1, statistics: STATISTICS, description: { any: { thing: 1 } } },
   addKeySlot: { kind: 'passphrase', label: 'l', passphrase: 'p' },
+  changeRepository: { durability: 'spool' },
+  addTarget: { name: 'second', url: 'file:/second' },
+  changeTarget: { mode: 'active' },
   check: { readDataPercent: 10 },
 }
 

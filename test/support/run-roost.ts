@@ -27,6 +27,8 @@ function nodeFlags(): string[] {
 }
 
 export class RoostWorld {
+  /** Of every command and of the server. */
+  readonly environment: Record<string, string> = {}
   readonly directory: string
   readonly dataDirectory: string
   #server: ChildProcess | undefined
@@ -105,7 +107,7 @@ export class RoostWorld {
     const inherited = Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('ROOST_') && !name.startsWith('NODE_TEST')))
     const own: Record<string, string> = { ROOST_REPOSITORY: `${this.url}/${this.name}`, ROOST_TOKEN_FILE: this.adminTokenFile, HOME: this.path('home'),
       XDG_CONFIG_HOME: this.path('home', '.config') }
-    const merged = { ...inherited, ...own, ...extra }
+    const merged = { ...inherited, ...own, ...this.environment, ...extra }
     return Object.fromEntries(Object.entries(merged).filter(([, value]) => value !== ''))
   }
 }

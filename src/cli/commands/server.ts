@@ -42,7 +42,8 @@ async function startServer(context: CommandContext, config: ServerConfig): Promi
   const { openRepositoryHost } = await import('../../repo/repository-host.js')
   const { runServer } = await import('../../server/run-server.js')
   try {
-    return await runServer(config, { openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment() }), clock: context.clock, random: context.random, shutdown: context.signal })
+    return await runServer(config, { 
+      openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment() }), clock: context.clock, random: context.random, shutdown: context.signal })
   } catch (error) {
     if (error instanceof ServerConfigError || error instanceof DataLockedError) throw new UsageError(error.message, { cause: error })
     throw error

@@ -353,7 +353,8 @@ class SwiftStore implements ObjectStore {
     const answer = await this.#requests.send({ method: 'PUT', path: `/${encodeURIComponent(container)}`, ...(signal && { signal }),
       headers: { 'content-length': '0', ...(policy === undefined ? {} : { 'x-storage-policy': policy }), ...(key === undefined ? {} : { 'x-container-meta-temp-url-key': key }) } })
     discard(answer)
-    if (answer.status === 409) throw new RoostError('STORE_REFUSED', `The container ${container} exists with another storage policy than ${policy ?? 'the default'}; leave the policy out, or choose another container.`)
+    if (answer.status === 409) throw new RoostError('STORE_REFUSED',
+      `The container ${container} exists with another storage policy than ${policy ?? 'the default'}; leave the policy out, or choose another container.`)
     if (answer.status === 200) throw notSwift(this.description, answer)
     if (answer.status !== 201 && answer.status !== 202 && answer.status !== 204) throw swiftError(this.description, 'creation of its container', answer)
     this.#mayCreate = false

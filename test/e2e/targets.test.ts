@@ -1,0 +1,218 @@
+/** The real command line, the real server, and real Swift, Keystone and S3: a repository in several places, through outages and moves. */
+import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, test, type TestContext } from 'node:test'
+import { compareTrees } from '../support/compare-trees.js'
+import { startLab, withoutLab, type Lab } from '../support/openstack-lab.js'
+import { jsonLines, RoostWorld, SLOW } from '../support/run-roost.js'
+import { seeded } from '../support/odd-tree.js'
+
+const MiB = 1024 * 1024
+const patience = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
+
+/** A server beside a lab of its own, with its repository on Swift. */
+async function swiftWorld(t: TestContext, options: { cloud: string; services: ('swift' | 'keystone')[]; tokenSeconds?: number; more?: string; server?: readonly string[]; create?: boolean }):
+  Promise<{ world: RoostWorld; lab: Lab }> {
+  const lab = await startLab(t, { services: options.services, ...(options.tokenSeconds === undefined ? {} : { tokenSeconds: options.tokenSeconds }) })
+  const world = new RoostWorld()
+  t.after(() => world.close())
+  world.environment['OS_CLIENT_CONFIG_FILE'] = lab.cloudsYaml
+  await world.startServer(options.server)
+  if (options.create !== false) await world.ok(['repo', 'create', 'main', '--target', `swift:packs/main?cloud=${options.cloud}${options.more ?? ''}`])
+  return { world, lab }
+}
+function makeTree(world: RoostWorld, name: string, bytes: number, seed = 1): string {
+  const path = world.path(name)
+  const next = seeded(seed)
+  mkdirSync(path, { recursive: true })
+  for (let at = 0, file = 0; at < bytes; file++) {
+    const size = Math.min(bytes - at, file % 3 === 0 ? MiB * 2 : 50_000)
+    const content = Buffer.alloc(size)
+    // Half of it compresses.
+    for (let i = 0; i < size; i += 8) content.writeUInt32LE(Math.floor(next() * 2 ** 32), Math.min(i, size - 4 < 0 ? 0 : Math.min(i, size - 4)))
+    mkdirSync(join(path, `d${file % 7}`), { recursive: true })
+    writeFileSync(join(path, `d${file % 7}`, `f${file}`), content)
+    at += size
+  }
+  return path
+}
+async function backup(world: RoostWorld, path: string, ...more: string[]): Promise<string> {
+  return (await world.json(['backup', path, ...more])).find((line) => line['type'] === 'snapshot')!['id'] as string
+}
+async function assertRestores(world: RoostWorld, id: string, path: string): Promise<void> {
+  const into = world.path(`restored-${createHash('md5').update(`${id}${process.hrtime.bigint()}`).digest('hex')}`)
+  await world.ok(['restore', id, '--target', into])
+  assert.deepEqual(compareTrees(path, join(into, path)).differences, [])
+  rmSync(into, { recursive: true })
+}
+interface TargetLine { type: string; name: string; health: string; lagPacks: number; failure?: string; damagedPacks: number }
+async function targetsOf(world: RoostWorld): Promise<TargetLine[]> {
+  return (await world.json(['target', 'status'])).filter((line) => line['type'] === 'target') as unknown as TargetLine[]
+}
+async function caughtUp(world: RoostWorld): Promise<void> {
+  for (let turns = 0; turns < 240; turns++) {
+    if ((await targetsOf(world)).every(({ lagPacks, health }) => lagPacks === 0 && health === 'healthy')) return
+    await patience(500)
+  }
+  assert.fail(`the targets never caught up: ${JSON.stringify(await targetsOf(world))}`)
+}
+
+describe('targets on real services', { skip: withoutLab }, () => {
+  test('Keystone tokens that live ten seconds: backup, restore and check see no error', async (t) => {
+    const { world } = await swiftWorld(t, { cloud: 'demo', services: ['swift', 'keystone'], tokenSeconds: SLOW ? 60 : 10 })
+    const tree = makeTree(world, 'tree', SLOW ? 2048 * MiB : 80 * MiB)
+    const id = await backup(world, tree, ...(SLOW ? [] : ['--limit-upload', '5M']))
+    await assertRestores(world, id, tree)
+    await world.ok(['check', '--read-data'])
+    assert.doesNotMatch(world.log, /"level":50/)
+  })
+
+  test('Swift goes away in mid-push and comes back: the backup ends well, and everything is there', async (t) => {
+    const { world, lab } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'] })
+    const tree = makeTree(world, 'tree', 150 * MiB)
+    const running = backup(world, tree, '--limit-upload', '30M')
+    await patience(2_000)
+    lab.stop('swift-proxy')
+    await patience(SLOW ? 120_000 : 8_000)
+    lab.start('swift-proxy')
+    const id = await running
+    await caughtUp(world)
+    await assertRestores(world, id, tree)
+    await world.ok(['check', '--read-data'])
+  })
+
+  test('object servers gone: not yet durable has its own exit code, and the snapshot is finished without the client', async (t) => {
+    const { world, lab } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'], server: ['--commit-wait-seconds', '1'] })
+    const tree = makeTree(world, 'tree', 5 * MiB)
+    const first = await backup(world, tree)
+    lab.stop('swift-object')
+    await world.ok(['repo', 'set', '--durability', 'spool'])
+    const second = await backup(world, makeTree(world, 'more', 5 * MiB, 2))
+    const [waiting] = (await world.json(['snapshots', '--source', 'more'])).length === 0 ? await world.json(['snapshots']).then((all) => all.slice(-1)) : []
+    assert.equal(waiting?.['inSpool'] ?? true, true)
+    assert.match((await targetsOf(world))[0]!.failure ?? '', /X-Trans-Id|cluster/)
+    // A restart without the object server: the spool survives, and reads of what is only on Swift say what is down.
+    await world.killServer()
+    await world.startServer(['--commit-wait-seconds', '1'])
+    const unreachable = await world.run(['restore', first, '--target', world.path('nowhere')])
+    assert.notEqual(unreachable.code, 0)
+    assert.match(unreachable.stderr, /STORE_UNAVAILABLE/)
+    lab.start('swift-object')
+    await caughtUp(world)
+    await assertRestores(world, first, tree)
+    await assertRestores(world, second, world.path('more'))
+    await world.ok(['check', '--read-data'])
+  })
+
+  test('Keystone gone: a live token and a TempURL key go on reading, without either the error says what is down and not that credentials are wrong', async (t) => {
+    const { world, lab } = await swiftWorld(t, { cloud: 'demo', services: ['swift', 'keystone'], create: false })
+    const key = world.path('tempurl.key')
+    writeFileSync(key, 'a key for reads without a token\n', { mode: 0o600 })
+    await world.ok(['repo', 'create', 'main', '--target', `swift:signed?cloud=demo&tempurl-key-file=${key}`])
+    await world.ok(['repo', 'create', 'plain', '--target', 'swift:plain?cloud=demo'])
+    const plain = { environment: { ROOST_REPOSITORY: `${world.url}/plain` } }
+    const tree = makeTree(world, 'tree', 5 * MiB)
+    const signed = await backup(world, tree)
+    const unsigned = (await world.json(['backup', tree], plain)).find((line) => line['type'] === 'snapshot')!['id'] as string
+    lab.stop('keystone')
+    await assertRestores(world, signed, tree)
+    await world.ok(['restore', unsigned, '--target', world.path('live-token')], plain)
+    // A new process has no token; the proxy's cache of old ones is of no use to it.
+    await world.killServer()
+    lab.stop('memcached')
+    lab.start('memcached')
+    await world.startServer()
+    await assertRestores(world, signed, tree)
+    const refused = await world.run(['restore', unsigned, '--target', world.path('no-token')], plain)
+    assert.notEqual(refused.code, 0)
+    assert.match(refused.stderr, /identity service at http:\/\/127\.0\.0\.1:\d+\/v3 refuses connections/)
+    assert.doesNotMatch(refused.stderr, /credentials of/)
+    lab.start('keystone')
+    await world.ok(['restore', unsigned, '--target', world.path('again')], plain)
+  })
+
+  test('two targets: one is emptied, restores are right and check --heal mends all', async (t) => {
+    const { world, lab } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'] })
+    await world.ok(['target', 'add', 'disk', `file:${world.path('disk')}`])
+    const tree = makeTree(world, 'tree', 20 * MiB)
+    const id = await backup(world, tree)
+    await caughtUp(world)
+    const token = await tempAuthToken(lab)
+    for (const name of await objectNames(token)) await fetch(`${token.storageUrl}/packs/${name}`, { method: 'DELETE', headers: { 'x-auth-token': token.token } })
+    assert.deepEqual(await objectNames(token), [])
+    await assertRestores(world, id, tree)
+    const report = jsonLines((await world.run(['check', '--heal', '--json'])).stdout)
+    assert.ok(report.some((line) => line['type'] === 'healed'), JSON.stringify(report).slice(0, 500))
+    await caughtUp(world)
+    await world.ok(['check', '--read-data'])
+    rmSync(world.path('disk', 'packs'), { recursive: true })
+    await assertRestores(world, id, tree)
+    await world.ok(['check', '--heal'])
+    await world.ok(['check', '--read-data'])
+  })
+
+  test('a repository moves from disk to Swift under three clients, with the server killed in the middle', async (t) => {
+    const { world } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'], create: false })
+    await world.ok(['repo', 'create', 'main'])
+    const trees = [0, 1, 2].map((at) => makeTree(world, `tree${at}`, 30 * MiB, at + 1))
+    const early = await backup(world, trees[0]!)
+    await world.ok(['target', 'add', 'swift', 'swift:moved?cloud=tempauth', '--limit-upload', '20M'])
+    const running = trees.map((tree, at) => backup(world, tree, '--source', `client${at}`, '--limit-upload', '10M'))
+    await patience(1_500)
+    await world.killServer()
+    await world.startServer()
+    const ids = await Promise.all(running)
+    await world.ok(['target', 'set', 'swift', '--limit-upload', '0'])
+    await world.ok(['target', 'backfill', 'swift'])
+    await world.ok(['target', 'drain', 'main'])
+    await world.ok(['target', 'remove', 'main'])
+    rmSync(join(world.dataDirectory, 'repositories', 'main', 'store'), { recursive: true })
+    await assertRestores(world, early, trees[0]!)
+    for (const [at, id] of ids.entries()) await assertRestores(world, id, trees[at]!)
+    await world.ok(['check', '--read-data'])
+    assert.equal((await world.json(['snapshots'])).filter((line) => line['type'] === 'snapshot').length, 4)
+  })
+
+  test('each mistake gets one sentence that names it', async (t) => {
+    const { world } = await swiftWorld(t, { cloud: 'demo', services: ['swift', 'keystone'], create: false })
+    const refusal = async (target: string): Promise<string> => {
+      const result = await world.run(['repo', 'create', 'wrong', '--target', target])
+      assert.notEqual(result.code, 0)
+      return result.stderr.split('\n')[0]!
+    }
+    assert.match(await refusal('swift:packs?cloud=wrong-password'), /refuses the credentials of the cloud "wrong-password"/)
+    assert.match(await refusal('swift:packs?cloud=wrong-region'), /no object-store in region Nowhere .* there are RegionOne/)
+    assert.match(await refusal('swift:packs?cloud=nobody'), /has no cloud named "nobody"/)
+    assert.match(await refusal('swift:packs?cloud=reader'), /these credentials may not do it/)
+    assert.match(await refusal('swift:packs?colour=red'), /"colour" is not an option/)
+    await world.ok(['repo', 'create', 'main'])
+    const attach = await world.run(['repo', 'attach', 'other', '--target', 'swift:no-such-container?cloud=demo', '--passphrase-file', world.adminTokenFile])
+    assert.match(attach.stderr, /the container is missing/)
+    assert.match((await world.run(['target', 'add', 'x', 'swift://user:secret@host/container'])).stderr, /holds no secrets/)
+  })
+
+  test('Swift frozen is a deadline, not a hang', async (t) => {
+    const { world, lab } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'], server: ['--commit-wait-seconds', '1'] })
+    await world.ok(['repo', 'set', '--durability', 'spool'])
+    await backup(world, makeTree(world, 'tree', 3 * MiB))
+    await caughtUp(world)
+    lab.freeze('swift-proxy')
+    try {
+      await backup(world, makeTree(world, 'more', 3 * MiB, 5))
+    } finally { lab.thaw('swift-proxy') }
+    await caughtUp(world)
+    await world.ok(['check', '--read-data'])
+  })
+})
+
+interface TempAuthToken { token: string; storageUrl: string }
+async function tempAuthToken(lab: Lab): Promise<TempAuthToken> {
+  const { headers } = await fetch(lab.swiftAuthUrl, { headers: { 'x-auth-user': 'test:tester', 'x-auth-key': 'testing' } })
+  return { token: headers.get('x-auth-token')!, storageUrl: headers.get('x-storage-url')! }
+}
+async function objectNames({ token, storageUrl }: TempAuthToken): Promise<string[]> {
+  const listing = await fetch(`${storageUrl}/packs?format=json`, { headers: { 'x-auth-token': token } })
+  return (await listing.json() as { name: string }[]).map(({ name }) => name)
+}
