@@ -66,7 +66,7 @@ export class CommandContext {
     const caFile = this.settings.caFile()
     return new Transport({
       baseUrl: server.href.replace(/\/$/, ''), token, clock: this.clock, random: this.random,
-      allowPlainHttp: this.settings.allowsPlainHttp(), retryForMs: isLong === true ? LONG_PATIENCE_MS : SHORT_PATIENCE_MS,
+      allowPlainHttp: this.settings.allowsPlainHttp(), retryForMs: this.settings.patienceMs() ?? (isLong === true ? LONG_PATIENCE_MS : SHORT_PATIENCE_MS),
       ...(caFile === undefined ? {} : { caFile }),
       ...(uploadBytesPerSecond === undefined ? {} : { uploadLimit: rateLimiter(uploadBytesPerSecond, this.clock) }),
       onWaiting: ({ error, delayMs }) => this.output.note(`waiting: ${error.message} Trying again in ${formatDuration(delayMs)}.`),

@@ -19,6 +19,7 @@ Where things are (flags win over the environment, the environment over ~/.config
   ROOST_REPOSITORY   http(s)://host:port/NAME
   ROOST_TOKEN_FILE   a file with the token (or ROOST_TOKEN, the token itself; never on the command line)
   ROOST_CA_FILE      the authority that signed the server's certificate
+  ROOST_RETRY_SECONDS  how long to go on trying when server or network fail
   ROOST_VERIFY_KEY   the public key that snapshots must be signed with
 
 Exit codes: 0 done · 1 failed · 2 wrong usage · 3 done, but some sources were unreadable or data damaged ·

@@ -87,6 +87,12 @@ export class Settings {
     if (path !== undefined) readSmallFile(path, 'CA file')
     return path
   }
+  /** How long a request that fails in a way that may pass is repeated; undefined: the command's own patience. */
+  patienceMs(): number | undefined {
+    const text = this.environment('ROOST_RETRY_SECONDS')
+    if (text !== undefined && !/^\d{1,6}$/.test(text)) throw new UsageError('ROOST_RETRY_SECONDS is a number of seconds.')
+    return text === undefined ? undefined : Number(text) * 1000
+  }
   /** The user accepts that the token travels unencrypted. */
   allowsPlainHttp(): boolean { return this.#flags.allowPlainHttp === true || this.environment('ROOST_ALLOW_PLAIN_HTTP') === '1' }
   /** The Ed25519 public key that snapshots must be signed with: 64 hex digits. */

@@ -9,9 +9,9 @@ import { ID_PROOF_BYTES, CHUNK_ID_BYTES } from '../core/ids.js'
 import { QUERY_SCHEMAS, REPLY_SCHEMAS, REQUEST_SCHEMAS, type JsonSchema } from './schemas.js'
 
 /** Who may call. `granted`: any scope on the repository; `session`: the token that opened the session, which must be of
- *  the named kind (`commit-session`: or have committed already); the rest name scopes (`server-admin`: `admin` on `*`). Limits to one source are applied by the routes. */
+ *  the named kind (`commit-session`: or have committed already); the rest name scopes (`server-admin`: `admin` on `*`; `…-of-repository`: for what concerns one repository). Limits to one source are applied by the routes. */
 export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-session' | 'commit-session' | 'open-session' | 'list-snapshots' |
-  'delete-snapshot' | 'repository-admin' | 'server-admin'
+  'delete-snapshot' | 'repository-admin' | 'server-admin' | 'server-admin-of-repository'
 
 /** A body of octets: multiples of `unitBytes`, at most `bytesMax`. */
 export interface OctetBody { readonly media: string; readonly bytesMax: number; readonly unitBytes: number }
@@ -123,7 +123,7 @@ export const ENDPOINTS = {
     status: 200, reply: REPLY_SCHEMAS.targets,
   },
   addTarget: {
-    method: 'POST', path: ROUTES.targets, summary: 'Adds a target; its packs come by a backfill that starts by itself.', access: 'server-admin',
+    method: 'POST', path: ROUTES.targets, summary: 'Adds a target; its packs come by a backfill that starts by itself.', access: 'server-admin-of-repository',
     json: REQUEST_SCHEMAS.addTarget, status: 201, reply: REPLY_SCHEMAS.target, beginsWork: true,
   },
   changeTarget: {

@@ -6,6 +6,7 @@ import { Readable } from 'node:stream'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import type { Clock } from '../core/clock.js'
 import { RoostError, describeCause, isAbort, type ErrorCode } from '../core/errors.js'
+import { ALL_REPOSITORIES, isAdministrator } from './authorize.js'
 import type { WireError } from '../core/messages.js'
 
 export interface ErrorReply { readonly status: number; readonly body: WireError; readonly retryAfterSeconds?: number }
@@ -16,13 +17,14 @@ const RETRY_AFTER_SECONDS: Partial<Record<ErrorCode, number>> = {
 }
 const RETRY_AFTER_DEFAULT_SECONDS = 5
 
-export function toErrorReply(error: unknown, requestId: string): ErrorReply {
+/** @param toOperator an administrator asks: what the targets say is said on. It names addresses, never secrets. */
+export function toErrorReply(error: unknown, requestId: string, toOperator = false): ErrorReply {
   const known = error instanceof RoostError ? error : fromFramework(error)
   const { http, retry, audience } = known.traits
-  const shown = audience === 'client' || known.code === 'INTERNAL'
+  const shown = audience === 'client' || known.code === 'INTERNAL' || toOperator
   const body: WireError = {
     code: known.code, retry, requestId,
-    message: shown ? known.message : 'The repository cannot serve this now.',
+    message: shown ? known.message : 'The repository cannot serve this now; its administrator sees why.',
     details: shown ? known.details : {},
   }
   if (retry !== 'later') return { status: http, body }
@@ -60,7 +62,7 @@ export function createErrorHandler(clock: Clock) {
       request.log.debug('the client went away')
       return reply.hijack()
     }
-    const { status, body, retryAfterSeconds } = toErrorReply(error, request.id)
+    const { status, body, retryAfterSeconds } = toErrorReply(error, request.id, asksOperator(request))
     const facts = { code: body.code, status, cause: describeCause(error) }
     if (status === 500) request.log.error({ ...facts, err: error }, 'request failed')
     else if (status > 500 && body.code !== 'SERVER_BUSY' && body.code !== 'SERVER_DRAINING') request.log.warn(facts, 'request failed')
@@ -75,6 +77,11 @@ export function createErrorHandler(clock: Clock) {
   }
 }
 
+function asksOperator(request: FastifyRequest): boolean {
+  const { principal } = request.passage
+  const { repository = ALL_REPOSITORIES } = (request.params ?? {}) as { repository?: string }
+  return principal !== undefined && isAdministrator(principal, repository)
+}
 function hasUnreadBody({ raw }: FastifyRequest): boolean {
   const declared = raw.headers['transfer-encoding'] !== undefined || Number(raw.headers['content-length'] ?? 0) > 0
   return declared && !raw.complete && !raw.readableEnded

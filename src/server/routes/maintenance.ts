@@ -19,6 +19,6 @@ export const maintenanceRoutes: Routes = (app, { clock }) => {
 export function eventLines(request: FastifyRequest, events: AsyncIterable<MaintenanceEvent>): AsyncIterable<Buffer> {
   return encodeEventLines(events, (error) => {
     request.log.error({ cause: describeCause(error), err: error }, 'maintenance failed')
-    return toErrorReply(error, request.id).body
+    return toErrorReply(error, request.id, true).body // an administrator asked
   })
 }
