@@ -253,7 +253,8 @@ function noteFile(path: string, url: string, effects: FileEffects): { read(): Pr
         return note.url === url && typeof note.text === 'string' ? note.text : undefined
       } catch { return undefined } // a note that is not there, or cannot be read, is none
     },
-    write: (text) => replaceFile(path, Buffer.from(`${JSON.stringify({ url, text })}\n`), effects),
+    // Before the folder is made, or on a full disk, there is no note: the next login makes it.
+    write: (text) => replaceFile(path, Buffer.from(`${JSON.stringify({ url, text })}\n`), effects).catch((error: unknown) => { if (!isErrno(error)) throw error }),
   }
 }
 function openIndexOf(directory: string, repositoryId: RepositoryId, deps: OpenRepositoryDeps): Promise<ChunkIndex> {

@@ -12,7 +12,7 @@ import { hasCode, RoostError } from '../../core/errors.js'
 import { MiB } from '../../core/limits.js'
 import { readBody } from '../body.js'
 import { describe, discard, HttpFailure, readText, type HttpAnswer } from '../http.js'
-import { requireObjectKey, requirePrefix } from '../object-key.js'
+import { isObjectKey, requireObjectKey, requirePrefix } from '../object-key.js'
 import type { ByteRange, Call, ObjectFacts, ObjectKey, ObjectStore, PutOptions, ReplayableBody } from '../object-store.js'
 import { deleteOneByOne, rangesOneByOne } from '../one-by-one.js'
 import { parseByteRanges } from './byte-ranges.js'
@@ -33,6 +33,8 @@ export interface SwiftStoreOptions {
 /** A container that was seen is believed to be there for so long. */
 const CONTAINER_SEEN_MS = 10_000
 const RECENT_KEYS_MAX = 4_096
+/** For so long after a put, "absent" may mean that replicas do not agree yet. Later all of them are believed. */
+const SETTLING_MS = 10_000
 /** Of one request: Swift refuses more than 50 (docs: "range requests"). */
 const RANGES_MAX = 40
 const LIST_PAGE = 2_000
@@ -51,7 +53,8 @@ class SwiftStore implements ObjectStore {
   #containerSeenMs = -Infinity
   #hasBulkDelete = true
   #limits: Promise<{ objectBytesMax: number } | undefined> | undefined
-  readonly #recent = new Set<ObjectKey>()
+  /** Key → when this process put it, monotonic ms. */
+  readonly #recent = new Map<ObjectKey, number>()
 
   constructor(options: SwiftStoreOptions, place: SwiftPlace) {
     this.description = options.url
@@ -137,7 +140,7 @@ class SwiftStore implements ObjectStore {
     throw new RoostError('STORE_REFUSED', `${key} exists on ${this.description} with as many bytes, and not the same ones; it was not overwritten.`, { key, bytes: body.bytes })
   }
   async #requireSize(key: ObjectKey, bytes: number, signal?: AbortSignal): Promise<void> {
-    this.#limits ??= this.#readLimits()
+    if (this.#limits === undefined && this.#requests.isKnown) this.#limits = this.#readLimits()
     const limits = await this.#limits
     signal?.throwIfAborted()
     if (limits !== undefined && bytes > limits.objectBytesMax) throw new RoostError('STORE_REFUSED',
@@ -145,10 +148,9 @@ class SwiftStore implements ObjectStore {
   }
   /** From /info, which is public; a cluster that hides it is taken to have the usual limits. */
   async #readLimits(): Promise<{ objectBytesMax: number } | undefined> {
-    const origin = /^https?:\/\/[^/]+/.exec(this.#requests.where)?.[0]
-    if (origin === undefined) return undefined
+    const base = this.#requests.where.replace(/\/v1(\/.*)?$/, '') // Ceph has a path before the version
     try {
-      const answer = await this.#requests.sendTo(`${origin}/info`)
+      const answer = await this.#requests.sendTo(`${base}/info`)
       const info = JSON.parse(await readText(answer, MiB)) as { swift?: { max_file_size?: unknown }; bulk_delete?: unknown }
       if (answer.status !== 200 || info.swift === undefined) return undefined
       this.#hasBulkDelete = info.bulk_delete !== undefined
@@ -177,6 +179,7 @@ class SwiftStore implements ObjectStore {
     const answer = await this.#requests.send({ method: 'POST', path: '', query: '?bulk-delete', ...(signal && { signal }),
       headers: { 'content-type': 'text/plain', accept: 'application/json' }, body: () => keys.map((key) => `${this.#path(key)}\n`).join('') })
     const text = await this.#text(answer, signal)
+    if (answer.status === 429 || answer.status === 498 || answer.status >= 500 && answer.status !== 501) throw swiftError(this.description, 'deletion of several objects', answer)
     if (answer.status !== 200) {
       this.#hasBulkDelete = false
       return false
@@ -284,9 +287,9 @@ class SwiftStore implements ObjectStore {
       try { page = answer.status === 204 ? [] : JSON.parse(text) as typeof page } catch { throw notSwift(this.description, answer) }
       if (!Array.isArray(page)) throw notSwift(this.description, answer)
       for (const { name, bytes } of page)
-        if (typeof name === 'string' && typeof bytes === 'number') yield { key: name.slice(this.#place.prefix.length), bytes }
+        if (typeof name === 'string' && typeof bytes === 'number' && isObjectKey(name.slice(this.#place.prefix.length))) yield { key: name.slice(this.#place.prefix.length), bytes }
       const last = page.at(-1)?.name
-      if (page.length < LIST_PAGE || typeof last !== 'string') return
+      if (typeof last !== 'string') return // a cluster may give shorter pages than were asked for: only an empty one is the end
       marker = last
     }
   }
@@ -300,7 +303,7 @@ class SwiftStore implements ObjectStore {
     if (answer.status === 404 && this.#recent.has(key)) {
       discard(answer)
       answer = await ask({ 'x-newest': 'true' })
-      if (answer.status === 404) {
+      if (answer.status === 404 && this.#clock.monotonicMs() - this.#recent.get(key)! < SETTLING_MS) {
         discard(answer)
         throw new RoostError('STORE_UNAVAILABLE',
           `${this.#where} does not show ${key}, which it has taken before: its replicas may not agree yet, or another hand deleted it.`, { status: 404 })
@@ -364,8 +367,8 @@ class SwiftStore implements ObjectStore {
   get #where(): string { return `Swift (${this.description})` }
   #path(key: ObjectKey): string { return `/${encodeURIComponent(this.#place.container)}/${this.#place.prefix}${key}` }
   #remember(key: ObjectKey): void {
-    this.#recent.add(key)
-    if (this.#recent.size > RECENT_KEYS_MAX) for (const oldest of this.#recent) { this.#recent.delete(oldest); break }
+    this.#recent.set(key, this.#clock.monotonicMs())
+    if (this.#recent.size > RECENT_KEYS_MAX) for (const oldest of this.#recent.keys()) { this.#recent.delete(oldest); break }
   }
   close(): Promise<void> { return this.#requests.close() }
 }
