@@ -79,6 +79,12 @@ export function discard(answer: HttpAnswer): void {
   answer.body.resume()
 }
 
+/** Ends an answer that nobody wants and that may be long; its connection is closed. */
+export function drop(answer: HttpAnswer): void {
+  answer.body.on('error', () => undefined) // the breaking off itself
+  answer.body.destroy()
+}
+
 /** What a transport failure means, for people. */
 export function describe(error: unknown): string {
   const code = codeOf(error) ?? codeOf((error as Error | undefined)?.cause)

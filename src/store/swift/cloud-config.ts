@@ -31,8 +31,8 @@ const AUTH_TYPES: Readonly<Record<string, CloudConfig['authType']>> = {
 
 /** @param cloud a name in clouds.yaml; undefined: OS_CLOUD, else the variables alone.
  *  @throws {RoostError} STORE_REFUSED naming what is missing, never a secret */
-export async function readCloudConfig(cloud: string | undefined, environment: Environment): Promise<CloudConfig> {
-  const name = cloud ?? emptyAsAbsent(environment['OS_CLOUD'])
+export async function readCloudConfig(cloud: string | undefined, environment: Environment, auth?: string): Promise<CloudConfig> {
+  const name = auth === 'env' ? undefined : cloud ?? emptyAsAbsent(environment['OS_CLOUD'])
   return name === undefined ? fromEnvironment(environment) : await fromFiles(name, environment)
 }
 
@@ -47,7 +47,7 @@ async function fromFiles(name: string, environment: Environment): Promise<CloudC
   if (section['profile'] !== undefined && authSection['auth_url'] === undefined)
     throw refused(`${origin} rests on the vendor profile ${JSON.stringify(section['profile'])}; write its auth_url into the section.`)
   const text = (key: string): string | undefined => scalar(section[key])
-  const verify = section['verify'] !== false && section['insecure'] !== true
+  const verify = !isNo(section['verify']) && !isYes(section['insecure'])
   return await finish(origin, collectAuth((key) => scalar(authSection[key]) ?? text(key)), {
     authType: text('auth_type'), region: text('region_name') ?? firstRegion(section['regions']), interface: text('interface') ?? text('endpoint_type'),
     endpointOverride: text('object_store_endpoint_override'), caFile: text('cacert'), verify })
@@ -100,7 +100,8 @@ async function readFirst(stem: string, named: string | undefined, environment: E
       if (isErrno(error, 'ENOENT') && paths.length > 1) continue
       throw refused(`${path} cannot be read.`, error)
     }
-    try { return { path, value: parse(text) } } catch { throw refused(`${path} is not YAML.`) } // the parser's message would quote secrets
+    // Every scalar as it is written: a password 0123 or 1e3 is no number.
+    try { return { path, value: parse(text, { schema: 'failsafe', merge: true }) } } catch { throw refused(`${path} is not YAML.`) } // the parser's message would quote secrets
   }
   return undefined
 }
@@ -116,7 +117,9 @@ function merged(below: Record<string, unknown> | undefined, above: Record<string
   return result
 }
 const firstRegion = (regions: unknown): string | undefined => Array.isArray(regions) ? scalar(isRecord(regions[0]) ? regions[0]['name'] : regions[0]) : undefined
-const scalar = (value: unknown): string | undefined => typeof value === 'string' || typeof value === 'number' ? String(value) : undefined
+const scalar = (value: unknown): string | undefined => typeof value === 'string' && !['', '~', 'null'].includes(value) ? value : undefined
+const isNo = (value: unknown): boolean => typeof value === 'string' && /^(false|no|off|0)$/i.test(value)
+const isYes = (value: unknown): boolean => typeof value === 'string' && /^(true|yes|on|1)$/i.test(value)
 const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null && !Array.isArray(value)
 const emptyAsAbsent = (text: string | undefined): string | undefined => text === '' ? undefined : text
 const refused = (message: string, cause?: unknown): RoostError => new RoostError('STORE_REFUSED', message, {}, cause === undefined ? undefined : { cause })

@@ -2,6 +2,7 @@
 import { RoostError } from '../../core/errors.js'
 import { createHttp, HttpFailure, readText, type Http, type HttpAnswer } from '../http.js'
 import type { CloudConfig } from './cloud-config.js'
+import { parseRetryAfter } from './swift-answers.js'
 
 export interface Login {
   readonly token: string
@@ -99,11 +100,12 @@ function endpointOf(reply: TokenReply, cloud: CloudConfig, wishes: LoginWishes):
 }
 
 function loginRefused(cloud: CloudConfig, answer: HttpAnswer): RoostError {
-  const { status } = answer
+  const { status, headers } = answer
+  const retryAfterMs = parseRetryAfter(headers['retry-after'], headers['date'])
   if (status === 401 || status === 403) return new RoostError('STORE_REFUSED',
     `The identity service at ${cloud.authUrl} refuses the credentials of ${cloud.origin} (${status}): check user, password, domain and project.`, { status })
   if (status === 429 || status >= 500) return new RoostError('STORE_UNAVAILABLE',
-    `The identity service at ${cloud.authUrl} answers ${status}, so there is no token for Swift; look at its log.`, { status })
+    `The identity service at ${cloud.authUrl} answers ${status}, so there is no token for Swift; look at its log.`, { status, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) })
   return new RoostError('STORE_REFUSED', `${cloud.authUrl} answers ${status} to a login: it is not the auth_url of ${cloud.authType === 'v1' ? 'a version 1 service' : 'Keystone v3'}.`, { status })
 }
 const notIdentity = (cloud: CloudConfig): RoostError =>

@@ -18,7 +18,7 @@ export function swiftError(place: string, what: string, { status, headers }: Htt
     case 400: case 411: case 412: case 422: return refused('the request does not suit this service; look at its log')
   }
   if (status === 408 || status === 409 || status === 429 || status === 498 || status === 499 || status >= 500) {
-    const retryAfterMs = parseRetryAfter(headers['retry-after'])
+    const retryAfterMs = parseRetryAfter(headers['retry-after'], headers['date'])
     const why = status === 429 || status === 498 ? 'it limits the rate of requests' : status === 507 ? 'its disks are full' : 'a part of the cluster may be down'
     return new RoostError('STORE_UNAVAILABLE', `${place} did not do the ${what} (${status}${trace}): ${why}.`, { ...details, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) })
   }
@@ -30,7 +30,9 @@ export function notSwift(place: string, { status, headers }: HttpAnswer): RoostE
   return new RoostError('STORE_REFUSED',
     `${place}: what answers there (${status}, ${headers['content-type'] ?? 'no type'}) is not Swift; a web proxy or a login page may be in between.`, { status })
 }
-function parseRetryAfter(text: string | undefined): number | undefined {
-  const seconds = Number(text)
-  return text !== undefined && seconds >= 0 ? seconds * 1000 : undefined
+/** Seconds, or a date, which is held against the answer's own: this machine's clock may differ. */
+export function parseRetryAfter(text: string | undefined, date?: string): number | undefined {
+  if (text === undefined) return undefined
+  const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.parse(date ?? '')
+  return ms >= 0 ? ms : undefined
 }

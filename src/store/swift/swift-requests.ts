@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises'
 import type { Clock } from '../../core/clock.js'
 import { hasCode, RoostError } from '../../core/errors.js'
 import { createHttp, discard, HttpFailure, type Http, type HttpAnswer, type HttpOptions, type HttpRequest } from '../http.js'
-import { readCloudConfig, type Environment } from './cloud-config.js'
+import { readCloudConfig, type CloudConfig, type Environment } from './cloud-config.js'
 import { logIn, type Login } from './login.js'
 import { SwiftSession } from './session.js'
 import type { SwiftPlace } from './swift-url.js'
@@ -33,6 +33,8 @@ export interface SwiftRequest extends Omit<HttpRequest, 'body'> {
   readonly isRead?: boolean
 }
 const SIGNED_FOR_SECONDS = 300
+/** How long signed reads go without asking the identity service again. */
+const AWAY_MS = 10_000
 
 export class SwiftRequests {
   readonly #options: SwiftRequestsOptions
@@ -40,6 +42,9 @@ export class SwiftRequests {
   #http: Http | undefined
   #httpFor = ''
   #storageUrl: string | undefined
+  readonly #closed = new AbortController()
+  /** Why there was no token a moment ago: signed reads do not wait for a dead identity service each. */
+  #away: { readonly reason: unknown; readonly untilMs: number } | undefined
 
   constructor(options: SwiftRequestsOptions) {
     this.#options = options
@@ -47,27 +52,35 @@ export class SwiftRequests {
   }
   async #logIn(): Promise<Login> {
     const { place, environment, memory, deadlines = {} } = this.#options
-    const cloud = await readCloudConfig(place.cloud, environment)
+    const cloud = await readCloudConfig(place.cloud, environment, place.auth)
     const login = await logIn(cloud, { ...(place.region && { region: place.region }), ...(place.interface && { interface: place.interface }), deadlines })
-    const trust = JSON.stringify([cloud.ca, cloud.verify])
-    if (this.#http === undefined || trust !== this.#httpFor) {
-      const before = this.#http
-      this.#http = createHttp({ ...deadlines, verify: cloud.verify, ...(cloud.ca === undefined ? {} : { ca: cloud.ca }) })
-      this.#httpFor = trust
-      if (before !== undefined) void this.#options.clock.sleep(60_000).then(() => before.close()) // calls under way end first
-    }
+    this.#trust(cloud)
     if (this.#storageUrl !== login.storageUrl) {
       this.#storageUrl = login.storageUrl
-      await memory?.write(JSON.stringify({ storageUrl: login.storageUrl }))
+      await memory?.write(JSON.stringify({ storageUrl: login.storageUrl })).catch(() => undefined) // a help for bad days only; today all works
     }
     return login
   }
 
+  /** Connections by what the cloud says of certificates. */
+  #trust(cloud: CloudConfig): Http {
+    const trust = JSON.stringify([cloud.ca, cloud.verify])
+    if (this.#http !== undefined && trust === this.#httpFor) return this.#http
+    const before = this.#http
+    this.#http = createHttp({ ...this.#options.deadlines, verify: cloud.verify, ...(cloud.ca === undefined ? {} : { ca: cloud.ca }) })
+    this.#httpFor = trust
+    if (before !== undefined) void this.#options.clock.sleep(60_000, this.#closed.signal).catch(() => undefined).then(() => before.close()) // calls under way end first
+    return this.#http
+  }
+
   /** The last known address of the account, for messages. */
+  get isKnown(): boolean { return this.#storageUrl !== undefined }
   get where(): string { return this.#storageUrl ?? 'Swift' }
 
   /** Answers of any status but 401. @throws {RoostError} STORE_UNAVAILABLE; STORE_REFUSED; `signal.reason`; what a body fails with */
   async send(request: SwiftRequest): Promise<HttpAnswer> {
+    if (request.isRead === true && this.#options.place.tempUrlKeyFile !== undefined && this.#away !== undefined
+      && this.#options.clock.monotonicMs() < this.#away.untilMs) return await this.#sendSigned(request, this.#away.reason)
     let login: Login
     try { login = await this.#session.current(request.signal) } catch (error) {
       return await this.#sendSigned(request, error)
@@ -102,14 +115,16 @@ export class SwiftRequests {
 
   /** A read without a token, when a key allows it; else the reason why there is no token. */
   async #sendSigned(request: SwiftRequest, reason: unknown): Promise<HttpAnswer> {
-    const { place, clock, deadlines = {} } = this.#options
+    const { place, clock, environment } = this.#options
     if (request.isRead !== true || place.tempUrlKeyFile === undefined || !hasCode(reason, 'STORE_UNAVAILABLE')) throw reason
+    request.signal?.throwIfAborted()
     const storageUrl = await this.#knownStorageUrl()
     if (storageUrl === undefined) throw reason
+    if (reason !== this.#away?.reason) this.#away = { reason, untilMs: clock.monotonicMs() + AWAY_MS }
     const key = (await readFile(place.tempUrlKeyFile, 'utf8').catch((error: unknown) => {
       throw new RoostError('STORE_REFUSED', `The TempURL key file ${place.tempUrlKeyFile} cannot be read.`, {}, { cause: error })
     })).trim()
-    this.#http ??= createHttp(deadlines)
+    if (this.#http === undefined) this.#trust(await readCloudConfig(place.cloud, environment, place.auth))
     const path = `${new URL(storageUrl).pathname}${request.path}`
     const expires = Math.ceil(clock.now() / 1000) + SIGNED_FOR_SECONDS
     const signature = createHmac('sha256', key).update(`${request.method}\n${expires}\n${decodeURIComponent(path)}`).digest('hex')
@@ -131,5 +146,8 @@ export class SwiftRequests {
   }
   /** A public address of the same service, without a token. */
   sendTo(url: string): Promise<HttpAnswer> { return this.#exchange(url, {}, { method: 'GET', path: '' }) }
-  async close(): Promise<void> { await this.#http?.close() }
+  async close(): Promise<void> {
+    this.#closed.abort()
+    await this.#http?.close()
+  }
 }

@@ -11,7 +11,7 @@ import type { Clock } from '../../core/clock.js'
 import { hasCode, RoostError } from '../../core/errors.js'
 import { MiB } from '../../core/limits.js'
 import { readBody } from '../body.js'
-import { describe, discard, HttpFailure, readText, type HttpAnswer } from '../http.js'
+import { describe, discard, drop, HttpFailure, readText, type HttpAnswer } from '../http.js'
 import { isObjectKey, requireObjectKey, requirePrefix } from '../object-key.js'
 import type { ByteRange, Call, ObjectFacts, ObjectKey, ObjectStore, PutOptions, ReplayableBody } from '../object-store.js'
 import { deleteOneByOne, rangesOneByOne } from '../one-by-one.js'
@@ -238,7 +238,7 @@ class SwiftStore implements ObjectStore {
     // A service that ignores the header sends all of it.
     const skip = answer.status === 200 ? range.offset : 0
     if (lengthOf(answer) < skip + range.bytes) {
-      discard(answer)
+      drop(answer)
       throw tooShort(key, range, undefined)
     }
     return await this.#collect(key, answer, skip, range.bytes, signal)
@@ -256,12 +256,13 @@ class SwiftStore implements ObjectStore {
     if (answer.status === 206 && type.startsWith('multipart/byteranges') && bytes <= wanted + ranges.length * 1024 + 4096) {
       const parts = parseByteRanges(type, await this.#collect(key, answer, 0, bytes, signal), ranges)
       if (parts !== undefined) return parts
-    } else answer.body.destroy()
+    } else drop(answer)
     return await rangesOneByOne(this, key, ranges, call) // which says what is wrong, if something is
   }
   async #collect(key: ObjectKey, answer: HttpAnswer, skip: number, bytes: number, signal?: AbortSignal): Promise<Buffer> {
     const result = Buffer.allocUnsafe(bytes)
     let at = -skip
+    answer.body.on('error', () => undefined) // also heard below; not when it was left early
     try {
       for await (const part of answer.body) {
         const from = Math.max(0, -at)

@@ -1,4 +1,4 @@
-/** `swift:CONTAINER[/PREFIX]?cloud=NAME&region=…` as an operator writes it (docs/targets.md). */
+/** `swift:CONTAINER[/PREFIX]?cloud=NAME&region=…` as an operator writes it (docs/targets/swift.md). */
 import { RoostError } from '../../core/errors.js'
 import { isObjectKey } from '../object-key.js'
 
@@ -7,6 +7,8 @@ export interface SwiftPlace {
   /** Empty, or a legal key and a slash. */
   readonly prefix: string
   readonly cloud?: string
+  /** "env": the OS_* or ST_* variables, whatever OS_CLOUD says. */
+  readonly auth?: string
   readonly region?: string
   readonly interface?: string
   /** Storage policy of a container that has to be made. */
@@ -28,6 +30,7 @@ export function parseSwiftUrl(url: string): SwiftPlace {
   const place: Record<string, string> = {}
   for (const [name, value] of new URLSearchParams(query)) {
     const key = OPTIONS[name]
+    if (name === 'auth' && value === 'env') { place['auth'] = 'env'; continue }
     if (key === undefined) throw malformed(`"${name}" is not an option; there are ${Object.keys(OPTIONS).join(', ')}.`)
     if (value !== '') place[key] = value
   }
