@@ -3,6 +3,7 @@
 //   npm run bench                                 the comparison, on system files of this machine, then the parts and the index
 //   npm run bench -- --data DIR [--image FILE]    the comparison on given data
 //   npm run bench -- --only tree|image|parts      one of them; --rounds N repeats the comparison and shows medians
+//   npm run bench -- --only targets               uploads to real Swift beside curl
 //   npm run bench -- --only index --chunks N      the index at N chunks (1 000 000 and 10 000 000 without)
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
@@ -22,4 +23,5 @@ const bench = (name, ...args) => {
 }
 if (only === undefined || only === 'tree' || only === 'image') bench('compare-bench', ...given)
 if (only === undefined || only === 'parts') for (const name of ['chunker-bench', 'pack-bench', 'missing-bench']) bench(name)
+if (only === undefined || only === 'targets') bench('target-bench')
 if (only === undefined || only === 'index') for (const count of chunks) bench('index-bench', '--chunks', count)
