@@ -22,3 +22,6 @@ export const systemClock: Clock = {
     }
   },
 }
+
+/** For interfaces that want a Date. */
+export const dateOf = (ms: number): Date => new Date(ms)

@@ -9,7 +9,8 @@ import { ID_PROOF_BYTES, CHUNK_ID_BYTES } from '../core/ids.js'
 import { QUERY_SCHEMAS, REPLY_SCHEMAS, REQUEST_SCHEMAS, type JsonSchema } from './schemas.js'
 
 /** Who may call. `granted`: any scope on the repository; `session`: the token that opened the session, which must be of
- *  the named kind (`commit-session`: or have committed already); the rest name scopes (`server-admin`: `admin` on `*`; `…-of-repository`: for what concerns one repository). Limits to one source are applied by the routes. */
+ *  the named kind (`commit-session`: or have committed already); the rest name scopes (`server-admin`: `admin` on `*`;
+ *  `…-of-repository`: for what concerns one repository). Limits to one source are applied by the routes. */
 export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-session' | 'commit-session' | 'open-session' | 'list-snapshots' |
   'delete-snapshot' | 'repository-admin' | 'server-admin' | 'server-admin-of-repository'
 

@@ -33,7 +33,11 @@ export interface ReplayableBody {
   /** An immutable, fsynced file with exactly these bytes: a target on the same file system may hard-link it. */
   readonly file?: string
 }
-export interface PutOptions extends Call { readonly replace?: boolean }
+export interface PutOptions extends Call {
+  readonly replace?: boolean
+  /** Where the target can: nothing may delete it before. */
+  readonly retainUntilMs?: number
+}
 
 export interface ObjectStore {
   /** For people: "file:/srv/roost". Never holds credentials. */

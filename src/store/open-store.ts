@@ -13,6 +13,8 @@ import { openFileStore } from './file-store.js'
 import type { ObjectStore } from './object-store.js'
 import { createStoreCounters, observedStore, type StoreCounters } from './observed-store.js'
 import { retryingStore } from './retrying-store.js'
+import { openS3Store } from './s3/s3-store.js'
+import { S3_FORM } from './s3/s3-url.js'
 import type { SwiftMemory } from './swift/swift-requests.js'
 import { openSwiftStore } from './swift/swift-store.js'
 import { SWIFT_FORM } from './swift/swift-url.js'
@@ -32,7 +34,7 @@ export interface StoreDeps {
   readonly callsInFlightMax?: number
 }
 
-const SUPPORTED = ['file:/absolute/path', SWIFT_FORM]
+const SUPPORTED = ['file:/absolute/path', SWIFT_FORM, S3_FORM]
 
 /** @throws {RoostError} REQUEST_MALFORMED for a URL of no supported form; what the adapter throws */
 export async function openStore(url: string, deps: StoreDeps): Promise<ObjectStore> {
@@ -48,6 +50,7 @@ const ADAPTERS: Readonly<Record<string, (url: string, deps: StoreDeps) => Promis
     await openFileStore({ directory: parseFileUrl(url), clock, random, ...(effects && { effects }), ...(create !== undefined && { create }) }),
   swift: async (url, { clock, environment = {}, memory, create }) =>
     openSwiftStore({ url, clock, environment, ...(memory && { memory }), ...(create !== undefined && { create }) }),
+  s3: async (url, { clock, random, environment = {}, create }) => openS3Store({ url, clock, random, environment, ...(create !== undefined && { create }) }),
 }
 
 async function openAdapter(url: string, deps: StoreDeps): Promise<ObjectStore> {

@@ -1,0 +1,131 @@
+/** S3 requests by AWS's SDK, as every S3 understands them: signed whole bodies, no chunked encoding, no hidden retries. The only importer of
+ *  @aws-sdk/client-s3.
+ */
+import type { Readable } from 'node:stream'
+import {
+  CreateBucketCommand, DeleteObjectCommand, DeleteObjectsCommand, GetObjectCommand, HeadBucketCommand, HeadObjectCommand, ListObjectsV2Command,
+  PutObjectCommand, S3Client,
+} from '@aws-sdk/client-s3'
+import { credentialProvider } from './credentials.js'
+import { md5Base64 } from './digests.js'
+import { isCredentialFailure, WebPage } from './s3-errors.js'
+import type { S3Place } from './s3-url.js'
+
+type Environment = Readonly<Record<string, string | undefined>>
+export interface S3Deadlines { readonly connectMs?: number; readonly answerMs?: number }
+export interface PutWishes {
+  readonly bytes: number
+  readonly sha256Hex: string
+  readonly md5Base64: string
+  readonly ifAbsent: boolean
+  /** Needs a bucket with object lock, and is not sent unless the target says how to lock. */
+  readonly retainUntil?: Date
+  readonly signal?: AbortSignal
+}
+export interface S3Object { readonly bytes: number; readonly etag: string | undefined; readonly body: Readable | undefined; readonly range: string | undefined }
+export interface S3Page { readonly entries: readonly { readonly key: string; readonly bytes: number }[]; readonly next: string | undefined }
+
+const SOCKETS_MAX = 64
+
+export class S3Requests {
+  readonly #place: S3Place
+  readonly #deadlines: S3Deadlines
+  readonly #environment: Environment
+  #client: S3Client
+  constructor(place: S3Place, deadlines: S3Deadlines, environment: Environment) {
+    this.#environment = environment
+    this.#place = place
+    this.#deadlines = deadlines
+    this.#client = this.#open()
+  }
+  #open(): S3Client {
+    const { endpoint, pathStyle, profile, credentialsFile } = this.#place
+    const { connectMs = 5_000, answerMs = 30_000 } = this.#deadlines
+    // Services of one's own rarely have regions, but every signature names one.
+    const region = this.#place.region ?? this.#environment['AWS_REGION'] ?? (endpoint === undefined ? undefined : 'us-east-1')
+    const client = new S3Client({ forcePathStyle: pathStyle, maxAttempts: 1, ...(region === undefined ? {} : { region }), ...(endpoint === undefined ? {} : { endpoint }),
+      credentials: credentialProvider({ environment: this.#environment, ...(profile === undefined ? {} : { profile }), ...(credentialsFile === undefined ? {} : { credentialsFile }) }),
+      requestChecksumCalculation: 'WHEN_REQUIRED', responseChecksumValidation: 'WHEN_REQUIRED',
+      // `requestTimeout` counts silence of the socket: an upload that moves is not silent.
+      requestHandler: { connectionTimeout: connectMs, requestTimeout: answerMs, throwOnRequestTimeout: true,
+        httpAgent: { maxSockets: SOCKETS_MAX }, httpsAgent: { maxSockets: SOCKETS_MAX } } })
+    client.middlewareStack.add((next) => async (args) => {
+      const answer = await next(args)
+      const { statusCode, headers = {}, body } = answer.response as { statusCode: number; headers?: Record<string, string>; body?: Readable }
+      // Of a HEAD's refusal nothing but the status counts, and some services call its absent body HTML.
+      const isRefusedHead = (args.request as { method?: string }).method === 'HEAD' && statusCode >= 300
+      if (isRefusedHead || !/^text\/html\b/.test(headers['content-type'] ?? '')) return answer
+      body?.resume()
+      throw new WebPage(statusCode)
+    }, { step: 'deserialize', priority: 'low', name: 'noWebPages' })
+    return client
+  }
+  /** With the credentials of now, once, after the old ones were rejected. */
+  async #renewing<T>(work: (client: S3Client) => Promise<T>): Promise<T> {
+    try { return await work(this.#client) } catch (error) {
+      if (!isCredentialFailure(error)) throw error
+      const before = this.#client
+      this.#client = this.#open()
+      before.destroy()
+      return await work(this.#client)
+    }
+  }
+
+  /** @param open the body, made anew for each attempt. @returns the ETag. */
+  async put(key: string, open: () => Readable | Buffer, { bytes, sha256Hex, md5Base64: contentMd5, ifAbsent, retainUntil, signal }: PutWishes): Promise<string | undefined> {
+    return await this.#renewing(async (client) => {
+      const command = new PutObjectCommand({ Bucket: this.#place.bucket, Key: key, Body: open(), ContentLength: bytes, ContentMD5: contentMd5,
+        ContentType: 'application/octet-stream', ...(ifAbsent ? { IfNoneMatch: '*' } : {}),
+        ...(retainUntil && this.#place.objectLock ? { ObjectLockMode: this.#place.objectLock, ObjectLockRetainUntilDate: retainUntil } : {}) })
+      // Known before the signing: the body is then sent as it is, not in chunks, which Swift's s3api refuses.
+      command.middlewareStack.add((next) => async (args) => {
+        (args.request as { headers: Record<string, string> }).headers['x-amz-content-sha256'] = sha256Hex
+        return await next(args)
+      }, { step: 'build', name: 'knownBodyDigest' })
+      return (await client.send(command, { ...(signal && { abortSignal: signal }) })).ETag
+    })
+  }
+  async head(key: string, signal?: AbortSignal): Promise<S3Object> {
+    const answer = await this.#renewing((client) => client.send(new HeadObjectCommand({ Bucket: this.#place.bucket, Key: key }), { ...(signal && { abortSignal: signal }) }))
+    return { bytes: answer.ContentLength ?? NaN, etag: answer.ETag, body: undefined, range: undefined }
+  }
+  async get(key: string, range: string | undefined, signal?: AbortSignal): Promise<S3Object> {
+    const answer = await this.#renewing((client) => client.send(
+      new GetObjectCommand({ Bucket: this.#place.bucket, Key: key, ...(range === undefined ? {} : { Range: range }) }), { ...(signal && { abortSignal: signal }) }))
+    return { bytes: answer.ContentLength ?? NaN, etag: answer.ETag, body: answer.Body as Readable | undefined, range: answer.ContentRange }
+  }
+  async delete(key: string, signal?: AbortSignal): Promise<void> {
+    await this.#renewing((client) => client.send(new DeleteObjectCommand({ Bucket: this.#place.bucket, Key: key }), { ...(signal && { abortSignal: signal }) }))
+  }
+  /** @returns keys that were not deleted. */
+  async deleteMany(keys: readonly string[], signal?: AbortSignal): Promise<string[]> {
+    return await this.#renewing(async (client) => {
+      const command = new DeleteObjectsCommand({ Bucket: this.#place.bucket, Delete: { Quiet: true, Objects: keys.map((Key) => ({ Key })) } })
+      // S3 asks for it, and the SDK sends another checksum by now that older services do not know.
+      command.middlewareStack.add((next) => async (args) => {
+        const request = args.request as { headers: Record<string, string>; body: string | Uint8Array }
+        request.headers['content-md5'] = md5Base64(request.body)
+        return await next(args)
+      }, { step: 'build', name: 'contentMd5' })
+      const { Errors: errors = [] } = await client.send(command, { ...(signal && { abortSignal: signal }) })
+      return errors.flatMap(({ Key }) => Key === undefined ? [] : [Key])
+    })
+  }
+  async list(prefix: string, from: string | undefined, signal?: AbortSignal): Promise<S3Page> {
+    const { Contents: contents = [], NextContinuationToken: next, IsTruncated: more, $metadata, Name } = await this.#renewing((client) => client.send(
+      new ListObjectsV2Command({ Bucket: this.#place.bucket, Prefix: prefix, ...(from === undefined ? {} : { ContinuationToken: from }) }), { ...(signal && { abortSignal: signal }) }))
+    if (Name === undefined) throw Object.assign(new Error('not a listing'), { $metadata })
+    return { entries: contents.flatMap(({ Key, Size }) => Key === undefined || Size === undefined ? [] : [{ key: Key, bytes: Size }]), next: more === true ? next : undefined }
+  }
+  async headBucket(signal?: AbortSignal): Promise<void> {
+    await this.#renewing((client) => client.send(new HeadBucketCommand({ Bucket: this.#place.bucket }), { ...(signal && { abortSignal: signal }) }))
+  }
+  async createBucket(signal?: AbortSignal): Promise<void> {
+    const { bucket, endpoint } = this.#place
+    const region = await this.#client.config.region()
+    const elsewhere = region !== 'us-east-1' && endpoint === undefined
+    await this.#renewing((client) => client.send(new CreateBucketCommand({ Bucket: bucket,
+      ...(elsewhere ? { CreateBucketConfiguration: { LocationConstraint: region as 'eu-west-1' } } : {}) }), { ...(signal && { abortSignal: signal }) }))
+  }
+  close(): void { this.#client.destroy() }
+}
