@@ -52,9 +52,10 @@ export class S3Requests {
     client.middlewareStack.add((next) => async (args) => {
       const answer = await next(args)
       const { statusCode, headers = {}, body } = answer.response as { statusCode: number; headers?: Record<string, string>; body?: Readable }
-      // Of a HEAD's refusal nothing but the status counts, and some services call its absent body HTML.
-      const isRefusedHead = (args.request as { method?: string }).method === 'HEAD' && statusCode >= 300
-      if (isRefusedHead || !/^text\/html\b/.test(headers['content-type'] ?? '')) return answer
+      // Every S3 numbers its answers, and Swift's calls some of them HTML that are not.
+      if ('x-amz-request-id' in headers || !/^text\/html\b/.test(headers['content-type'] ?? '')) return answer
+      // Of a HEAD's refusal nothing but the status counts.
+      if ((args.request as { method?: string }).method === 'HEAD' && statusCode >= 300) return answer
       body?.resume()
       throw new WebPage(statusCode)
     }, { step: 'deserialize', priority: 'low', name: 'noWebPages' })
