@@ -48,6 +48,8 @@ export class PackIntake {
   readonly #adding = new Set<Promise<void>>()
   #spare: PackNumber[] = []
   #reserving: Promise<void> | undefined
+  /** A flush that a full disk asked for. */
+  #flushing: Promise<void> | undefined
   /** The first failure to add a pack: the push path stops until the repository is reopened (nothing acknowledged is lost). */
   #failure: Error | undefined
 
@@ -61,7 +63,13 @@ export class PackIntake {
     this.#throwIfFailed()
     const { uploads, spoolBytesMax, spoolReserveBytes, spoolDirectory } = this.#options
     const { bavail, bsize } = await statfs(spoolDirectory)
-    if (uploads.waitingBytes <= spoolBytesMax && bavail * bsize >= spoolReserveBytes) return
+    const diskIsFull = bavail * bsize < spoolReserveBytes
+    if (uploads.waitingBytes <= spoolBytesMax && !diskIsFull) return
+    // What fills the disk may be the open packs themselves, and no further body will come to complete them: as they are, they
+    // can be uploaded and make room. Once sealed there is none left to seal, so waiting clients do not cause small packs.
+    if (diskIsFull && this.#open.size > 0 && this.#flushing === undefined)
+      this.#flushing = this.flush().catch((error: unknown) => { this.#options.onLost(error as Error) })
+        .finally(() => { this.#flushing = undefined })
     throw new RoostError('SPOOL_FULL', 'The server has accepted as much as it can hold until its storage target takes packs again.',
       { waitingBytes: uploads.waitingBytes, spoolBytesMax })
   }

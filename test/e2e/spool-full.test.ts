@@ -29,7 +29,7 @@ for (const [what, reserve] of [['kept free by the reserve', '48M'], ['filled to 
     mkdirSync(tree)
     for (let at = 0; at < 40; at++) writeFileSync(join(tree, `f${at}`), systemRandom.bytes(4 * MiB)) // 160 MiB that do not compress
     renameSync(world.path('place'), world.path('place-away'))
-    const backup = world.run(['backup', tree, '--json'])
+    const backup = world.run(['backup', tree])
     // Long enough for the spool to fill; the client must still be at it then.
     const early = await Promise.race([backup.then((result) => result), new Promise<undefined>((resolve) => setTimeout(() => { resolve(undefined) }, 6_000))])
     assert.equal(early, undefined, early?.stderr)
