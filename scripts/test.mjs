@@ -12,6 +12,9 @@ import { join, relative } from 'node:path'
 import { labInstalled, startLab, stopLab } from '../test/lab/start-lab.mjs'
 import { build, filesUnder, installIfNeeded, ROOT } from './prepare.mjs'
 
+// A test that hangs is a failure that names itself, not a run without end.
+const TEST_MS_MAX = 600_000
+
 const slow = process.argv.includes('--slow')
 const words = process.argv.slice(2).filter((argument) => !argument.startsWith('--'))
 
@@ -46,7 +49,7 @@ const lab = await sharedLab()
 process.on('SIGINT', () => undefined)
 let result
 try {
-  result = spawnSync(process.execPath, ['--enable-source-maps', '--test', '--test-concurrency=2', '--test-reporter=spec', ...files], {
+  result = spawnSync(process.execPath, ['--enable-source-maps', '--test', '--test-concurrency=2', `--test-timeout=${TEST_MS_MAX}`, '--test-reporter=spec', ...files], {
     cwd: ROOT, stdio: 'inherit',
     env: { ...process.env, ...(slow ? { ROOST_TEST_SLOW: '1' } : {}), ...(lab === undefined ? {} : { ROOST_LAB: join(lab.directory, 'lab.json') }) },
   })
