@@ -24,6 +24,7 @@ export const ERROR_HINTS: Readonly<Record<ErrorCode, string>> = {
   COMMIT_INCOMPLETE: 'Run the backup again: what arrived is found present.',
   COMMIT_CONFLICT: 'This session already committed something else. Run the backup again.',
   KEY_SLOT_LAST: 'Add another key slot first (`roost key add`): without any, the repository could never be opened again.',
+  COLLECTION_STALE: 'Nothing is lost, and nothing more is removed by that run. Run `roost gc` again.',
   INDEX_REBUILD_NEEDED: 'Run `roost rebuild`: it makes the index anew from the packs. No data is lost.',
   REPOSITORY_BUSY: 'Something exclusive (check, rebuild) runs. Wait for it and run the command again.',
   SESSION_LOST: 'The server restarted or closed the session. Run the command again: what arrived is found present.',

@@ -30,6 +30,7 @@ export const ERROR_CATALOGUE = {
   COMMIT_INCOMPLETE: { http: 409, retry: 'restart-session', audience: 'client' },
   COMMIT_CONFLICT: { http: 409, retry: 'never', audience: 'client' },
   KEY_SLOT_LAST: { http: 409, retry: 'never', audience: 'client' },
+  COLLECTION_STALE: { http: 409, retry: 'never', audience: 'operator' },
   INDEX_REBUILD_NEEDED: { http: 409, retry: 'never', audience: 'client' },
   REPOSITORY_BUSY: { http: 409, retry: 'later', audience: 'client' },
   SESSION_LOST: { http: 410, retry: 'restart-session', audience: 'client' },

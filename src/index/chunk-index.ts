@@ -73,6 +73,33 @@ export interface SnapshotRow {
   readonly signature: Buffer
 }
 
+/** Every pin of one session, or of HELD, on one pack: bit = entry number. */
+export interface PackPinned { readonly packNumber: PackNumber; readonly pinned: Uint8Array; readonly inherited: Uint8Array }
+/** Where a listing of pins goes on; opaque. */
+export type PinCursor = Buffer & { readonly __pinCursor?: never }
+
+/** A pack that left the index and whose objects may still be on targets. */
+export interface DoomedPack {
+  readonly packId: PackId
+  readonly storedBytes: number
+  /** Bit s: the target of slot s was not seen without it yet. */
+  readonly pending: number
+}
+/** `needed`: a session or a mark needs an entry; nothing was changed. `gone`: it is not in the index. */
+export type CondemnResult = 'condemned' | 'needed' | 'gone'
+/** What a collection found reachable in one pack: bit = entry number. */
+export interface CondemnRequest {
+  readonly epoch: number
+  readonly packNumber: PackNumber
+  /** All entries of the pack, as its trailer lists them. */
+  readonly entries: PackEntries
+  readonly marked: Uint8Array
+  /** Slots of the targets that may hold the pack. */
+  readonly slots: number
+}
+/** Verified copies of a pack's entries, in packs that are in the index: copy i holds the entries of `packs[i]`. */
+export interface MoveRequest extends CondemnRequest { readonly copies: readonly { readonly packNumber: PackNumber; readonly entries: PackEntries }[] }
+
 /** What a commit may rely on for one reference. */
 export const REF_STATES = { missing: 0, wrongKind: 1, unpinned: 2, pinned: 3, inherited: 4 } as const
 export type RefState = (typeof REF_STATES)[keyof typeof REF_STATES]
@@ -85,6 +112,8 @@ export interface IndexTotals {
   readonly packs: number; readonly chunks: number; readonly dataChunks: number; readonly nodeChunks: number
   readonly rawBytes: number; readonly storedBytes: number; readonly spooledPacks: number; readonly spooledBytes: number
   readonly snapshots: number; readonly sessionsOpen: number
+  /** Packs that left the index and are not deleted everywhere yet. */
+  readonly doomedPacks: number; readonly doomedBytes: number
 }
 
 export interface ChunkIndex {
@@ -97,9 +126,9 @@ export interface ChunkIndex {
   /** Durable. Adds the pack and all its entries (entries whose id is already live elsewhere are skipped), and the pins.
    *  Repeating it for the same pack id is harmless and returns the pack number it already has. */
   addPack(pack: PackRow, entries: PackEntries, pins: readonly PackPins[]): Promise<PackNumber>
-  /** Durable. @returns the row as it is now. @throws INDEX_CORRUPT when the pack is not in the index. */
-  placePack(packNumber: PackNumber, places: PackPlaces): Promise<PackRow>
-  /** Durable. Clears bits of `heldBy` in every row: their targets are not this repository's any more. */
+  /** Durable. @returns the row as it is now; undefined when the pack is not in the index (any more). */
+  placePack(packNumber: PackNumber, places: PackPlaces): Promise<PackRow | undefined>
+  /** Durable. Clears bits of `heldBy` in every row, and of `pending` in doomed ones: their targets are not this repository's any more. */
   clearHolders(slots: number): Promise<void>
   /** Durable, in many transactions: dying in between and repeating finishes it. Drops packs that are nowhere, and their entries: the
    *  missing-query answers "missing" again. Entries of other packs that had lost to these come back by `reviveEntries`. */
@@ -145,8 +174,28 @@ export interface ChunkIndex {
   listSnapshots(query: { before?: number; limit: number; source?: string; tag?: string }): Promise<SnapshotRow[]>
   /** The snapshot that this (closed) push session made, so that a repeated commit finds it. */
   findSnapshotOfSession(sessionId: SessionId): Promise<SnapshotRow | undefined>
-  /** Durable. Absent is fine. */
-  deleteSnapshot(snapshotId: SnapshotId): Promise<void>
+  /** Durable. Absent is fine. While a collection runs, `root` (32 bytes) is held for it: a session may have inherited from it already. */
+  deleteSnapshot(snapshotId: SnapshotId, root: Buffer): Promise<void>
+
+  // collection (docs/gc.md)
+  /** Durable. Advances the epoch and begins to hold: until the collection ends, pins of sessions that commit and roots of snapshots that are
+   *  deleted are kept as pins of HELD. An earlier collection is over with it. Opening an index ends a collection, too. @returns the epoch */
+  beginCollection(): Promise<number>
+  /** Durable. Forgets what was held. Without effect when another collection has begun. */
+  endCollection(epoch: number): Promise<void>
+  /** Pins of all sessions, those of HELD last: a session that commits during the listing is found there. */
+  listPins(after: PinCursor | undefined, limit: number): Promise<{ readonly pins: readonly PackPinned[]; readonly next: PinCursor | undefined }>
+  /** Durable. Takes a pack out of the index and dooms it, unless one of its live entries is marked, or pinned now by anyone.
+   *  @throws COLLECTION_STALE when the epoch is not the running collection's */
+  condemnPack(request: CondemnRequest): Promise<CondemnResult>
+  /** Durable. The same, after switching every live entry that has a copy to it; pins follow. `needed`: one that is marked or pinned has no copy.
+   *  @throws COLLECTION_STALE */
+  movePack(request: MoveRequest): Promise<CondemnResult>
+  /** Ascending pack id, strictly after `after`. */
+  listDoomed(after: PackId | undefined, limit: number): Promise<DoomedPack[]>
+  isDoomed(packId: PackId): Promise<boolean>
+  /** Durable. These targets do not have the pack any more; without any pending, it is forgotten. */
+  settleDoomed(packIds: readonly PackId[], slots: number): Promise<void>
 
   // lifetime
   /** Durable. Whether packs and snapshots of the target have been taken in completely (see rebuild). */

@@ -90,6 +90,23 @@ export class ChunkTable {
     return value === undefined ? undefined : positionOf(packNumberOfValue(value), entryNumberOfValue(value))
   }
 
+  /** Whether entry `entry` of the pack is where its id lives. */
+  isLiveAt(packNumber: number, entries: PackEntries, entry: number): boolean {
+    const value = this.find(entries.idProofs, entry * ID_PROOF_BYTES)
+    return value !== undefined && packNumberOfValue(value) === packNumber && entryNumberOfValue(value) === entry
+  }
+  /** Inside a transaction: the id of that entry is nowhere any more. */
+  remove(entries: PackEntries, entry: number): void {
+    entries.idProofs.copy(this.#key, 0, entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES)
+    this.#table.removeSync(this.#key)
+  }
+  /** Inside a transaction: the id lives at that entry from now on. */
+  replace(packNumber: number, kind: ChunkKind, entries: PackEntries, entry: number): void {
+    encodeChunkValue(this.#value, packNumber, kind, entries, entry)
+    entries.idProofs.copy(this.#key, 0, entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES)
+    this.#table.putSync(this.#key, this.#value)
+  }
+
   /** Removes entries that lie in one of `packs`, among the `limit` keys after `after`. Inside a transaction.
    *  @returns how many of each kind, and where to go on (undefined = that was all). */
   removeOf(packs: ReadonlySet<number>, after: Buffer | undefined, limit: number): { next: Buffer | undefined; data: number; nodes: number } {

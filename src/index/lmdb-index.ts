@@ -5,6 +5,7 @@
  *    packs              pack number → row                        snapshots          sequence → head
  *    pack-ids           pack id → pack number                    records            sequence → signature, record
  *    superseded         pack number, entry → chunk id            snapshot-ids       snapshot id → sequence
+ *    doomed             pack id → targets that may have it
  *                                                                session-snapshots  session id → sequence
  *  Numbers in keys are u32 big-endian, so that key order is their order; rows are those of row-codec.
  *
@@ -20,14 +21,17 @@ import { CHUNK_ID_BYTES, ID_PROOF_BYTES, packNumber, type PackId, type PackNumbe
   type SnapshotId } from '../core/ids.js'
 import { GiB } from '../core/limits.js'
 import { NODE_REF_BYTES } from '../core/node-format.js'
-import type { ChunkIndex, IndexIdentity, IndexTotals, Locations, PackEntries, PackPins, PackPlaces, PackRow, SessionRow,
-  SnapshotRow } from './chunk-index.js'
+import type { ChunkIndex, CondemnRequest, CondemnResult, DoomedPack, IndexIdentity, IndexTotals, Locations, MoveRequest, PackEntries, PackPinned, PackPins, PackPlaces, PackRow,
+  PinCursor, SessionRow, SnapshotRow } from './chunk-index.js'
 import { REF_STATES } from './chunk-index.js'
 import { corrupt } from './checksum.js'
 import { ChunkTable } from './chunk-table.js'
+import { CollectionTable, HELD } from './collection-table.js'
+import { condemn, movePack } from './collection-writes.js'
 import { entryNumberOfValue, kindOfValue, packNumberOfValue } from './entry-codec.js'
 import { claimIndexDirectory } from './index-directory.js'
 import { PackTable } from './pack-table.js'
+import { insertPack, pinBitmap, removePack, reviveEntries, type IndexTables } from './pack-writes.js'
 import { placedRow } from './pack-places.js'
 import { environmentOptions, prepareLmdbFile } from './lmdb-file.js'
 import { PinTable } from './pin-table.js'
@@ -87,13 +91,16 @@ class LmdbIndex implements ChunkIndex {
   readonly #chunks: ChunkTable
   readonly #pins: PinTable
   readonly #snapshots: SnapshotTable
+  readonly #collection: CollectionTable
   /** Last use of sessions, not yet in their rows: written at close. */
   readonly #lastUsedAtMs = new Map<SessionId, number>()
 
   constructor(readonly root: RootDatabase, readonly release: () => void) {
     const table = (name: string): Table =>
       root.openDB({ name, encoding: 'binary', keyEncoding: 'binary', cache: false, compression: false }) as unknown as Table
-    this.#state = new StateTable(table('state'))
+    const state = table('state')
+    this.#state = new StateTable(state)
+    this.#collection = new CollectionTable(state, table('doomed'))
     this.#packs = new PackTable(table('packs'), table('pack-ids'))
     this.#sessions = table('sessions')
     this.#superseded = new SupersededTable(table('superseded'))
@@ -101,6 +108,10 @@ class LmdbIndex implements ChunkIndex {
     this.#pins = new PinTable(table('pins'))
     this.#snapshots = new SnapshotTable(table('snapshots'), table('records'), table('snapshot-ids'),
       table('session-snapshots'))
+  }
+  get #tables(): IndexTables {
+    return { packs: this.#packs, chunks: this.#chunks, pins: this.#pins, superseded: this.#superseded, state: this.#state,
+      sessions: this.#sessions, collection: this.#collection }
   }
   get openedClean(): boolean { return this.#openedClean }
 
@@ -111,6 +122,7 @@ class LmdbIndex implements ChunkIndex {
     await this.#writeDurably(() => {
       if (fresh) this.#state.bind(identity)
       if (!this.#openedClean) for (const key of [...this.#sessions.getKeys({})]) this.#dropSession(key)
+      if (this.#collection.collecting !== 0) this.#endCollection() // its marks were in the memory of the last process
       this.#state.setFlag('clean', false)
     })
   }
@@ -133,56 +145,19 @@ class LmdbIndex implements ChunkIndex {
     return this.#writeDurably(() => {
       const existing = this.#packs.find(pack.packId)
       const number = existing?.packNumber ?? pack.packNumber
-      if (existing === undefined) this.#insertPack(pack, entries)
+      if (existing === undefined) insertPack(this.#tables, pack, entries)
       for (const { sessionId, bitmap } of pins) {
         const session = sessionKey(sessionId)
-        if (this.#sessions.doesExist(session)) this.#pinBitmap(session, number, bitmap)
+        if (this.#sessions.doesExist(session)) pinBitmap(this.#tables, session, number, bitmap)
       }
       return packNumber(number)
     })
   }
 
-  #insertPack(pack: PackRow, entries: PackEntries): void {
-    const counters = this.#state.counters()
-    assert(pack.packNumber > 0 && pack.packNumber < counters.nextPackNumber, 'the pack number was reserved')
-    assert(this.#packs.get(pack.packNumber) === undefined, 'the pack number is not in use')
-    const dead: number[] = []
-    const added = this.#chunks.insert(pack.packNumber, pack.kind, entries, (entry) => dead.push(entry))
-    for (const entry of dead)
-      this.#superseded.add(pack.packNumber, entry, entries.idProofs.subarray(entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES))
-    this.#packs.put(pack)
-    counters.packs += 1
-    counters.chunks += added
-    counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += added
-    counters.rawBytes += pack.rawBytes
-    counters.storedBytes += pack.storedBytes
-    if (pack.state === 'spooled') { counters.spooledPacks += 1; counters.spooledBytes += pack.storedBytes }
-    this.#state.putCounters(counters)
-    // Pins set by position before the pack came: those of dead entries must follow their ids.
-    if (dead.length > 0) for (const session of [...this.#sessions.getKeys({})])
-      this.#followSuperseded(session, pack.packNumber, this.#pins.at(session, pack.packNumber).pinned)
-  }
-
-  #pinBitmap(session: SessionKey, number: number, bitmap: Uint8Array): void {
-    this.#pins.merge(session, number, bitmap, 'pinned')
-    this.#followSuperseded(session, number, bitmap)
-  }
-
-  /** Consider two sessions that push one chunk at the same time: both place it, the first pack added wins, and the second
-   *  session's pin stands on a dead entry. The pin goes to the live entry as well, or its commit would find it unpinned. */
-  #followSuperseded(session: SessionKey, number: number, bitmap: Uint8Array): void {
-    if (bitmap.length === 0) return
-    const positions: number[] = []
-    for (const { entry, id } of this.#superseded.of(number)) {
-      const live = hasBit(bitmap, entry) ? this.#chunks.position(id) : undefined
-      if (live !== undefined) positions.push(live)
-    }
-    this.#pins.add(session, Float64Array.from(positions).sort(), 'pinned')
-  }
-
-  async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow> {
+  async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow | undefined> {
     return this.#writeDurably(() => {
-      const pack = this.#packs.require(number)
+      const pack = this.#packs.get(number)
+      if (pack === undefined) return undefined
       const placed = placedRow(pack, places)
       this.#packs.put(placed)
       if (placed.state === pack.state) return placed
@@ -200,8 +175,14 @@ class LmdbIndex implements ChunkIndex {
         for (const row of rows) this.#packs.put(placedRow(row, { remove: slots }))
         return rows.at(-1)?.packNumber
       })
-      if (last === undefined) return
+      if (last === undefined) break
       after = last
+    }
+    for (let at: PackId | undefined; ;) {
+      const rows = await this.listDoomed(at, ROWS_PER_WRITE)
+      if (rows.length === 0) return
+      at = rows.at(-1)!.packId
+      await this.settleDoomed(rows.map(({ packId }) => packId), slots)
     }
   }
 
@@ -220,34 +201,10 @@ class LmdbIndex implements ChunkIndex {
       if (last === undefined) break
       after = last
     }
-    for (const number of numbers) await this.#writeDurably(() => { this.#removePackRow(number) })
-  }
-  #removePackRow(number: PackNumber): void {
-    const pack = this.#packs.get(number)
-    if (pack === undefined) return
-    this.#superseded.keepOnly(number, new Set())
-    this.#packs.remove(pack)
-    const counters = this.#state.counters()
-    counters.packs -= 1
-    counters.rawBytes -= pack.rawBytes
-    counters.storedBytes -= pack.storedBytes
-    if (pack.state === 'spooled') { counters.spooledPacks -= 1; counters.spooledBytes -= pack.storedBytes }
-    this.#state.putCounters(counters)
+    for (const number of numbers) await this.#writeDurably(() => { removePack(this.#tables, number) })
   }
   async reviveEntries(number: PackNumber, entries: PackEntries): Promise<number> {
-    return this.#writeDurably(() => {
-      const pack = this.#packs.require(number)
-      assert(entries.count === pack.entryCount, 'the entries of a pack in the index')
-      const dead = new Set<number>()
-      const revived = this.#chunks.insert(number, pack.kind, entries, (entry) => dead.add(entry))
-      if (revived === 0) return 0
-      this.#superseded.keepOnly(number, dead)
-      const counters = this.#state.counters()
-      counters.chunks += revived
-      counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += revived
-      this.#state.putCounters(counters)
-      return revived
-    })
+    return this.#writeDurably(() => reviveEntries(this.#tables, number, entries))
   }
 
   async getPack(number: PackNumber): Promise<PackRow | undefined> { return this.#read(() => this.#packs.get(number)) }
@@ -319,7 +276,7 @@ class LmdbIndex implements ChunkIndex {
   }
 
   async pinEntries(sessionId: SessionId, number: PackNumber, bitmap: Uint8Array): Promise<void> {
-    await this.#write(() => { this.#pinBitmap(this.#requireSession(sessionId), number, bitmap) })
+    await this.#write(() => { pinBitmap(this.#tables, this.#requireSession(sessionId), number, bitmap) })
   }
 
   async inspectRefs(sessionId: SessionId, refs: Buffer): Promise<Uint8Array> {
@@ -351,7 +308,10 @@ class LmdbIndex implements ChunkIndex {
       counters.nextSequence += 1
       counters.snapshots += 1
       this.#state.putCounters(counters)
-      if (key !== undefined) this.#dropSession(key)
+      if (key !== undefined) {
+        if (this.#collection.collecting !== 0) this.#pins.give(key, HELD)
+        this.#dropSession(key)
+      }
       return added
     })
     if (session !== null) this.#lastUsedAtMs.delete(session)
@@ -366,11 +326,47 @@ class LmdbIndex implements ChunkIndex {
   async findSnapshotOfSession(sessionId: SessionId): Promise<SnapshotRow | undefined> {
     return this.#read(() => this.#snapshots.ofSession(sessionKey(sessionId)))
   }
-  async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+  async deleteSnapshot(snapshotId: SnapshotId, root: Buffer): Promise<void> {
     await this.#writeDurably(() => {
       if (!this.#snapshots.remove(snapshotId)) return
+      const live = this.#collection.collecting === 0 ? undefined : this.#chunks.position(root)
+      if (live !== undefined) this.#pins.add(HELD, Float64Array.of(live), 'inherited')
       const counters = this.#state.counters()
       this.#state.putCounters({ ...counters, snapshots: counters.snapshots - 1 })
+    })
+  }
+
+  // ——— collection ———
+  async beginCollection(): Promise<number> {
+    return this.#writeDurably(() => {
+      this.#endCollection()
+      return this.#collection.begin()
+    })
+  }
+  async endCollection(epoch: number): Promise<void> {
+    await this.#writeDurably(() => { if (this.#collection.collecting === epoch) this.#endCollection() })
+  }
+  #endCollection(): void {
+    this.#pins.drop(HELD)
+    this.#collection.end()
+  }
+  async listPins(after: PinCursor | undefined, limit: number): Promise<{ pins: readonly PackPinned[]; next: PinCursor | undefined }> {
+    return this.#read(() => {
+      const rows = this.#pins.list(after, limit)
+      return { pins: rows.map((row) => ({ packNumber: packNumber(row.packNumber), ...row.pins })), next: rows.at(-1)?.key }
+    })
+  }
+  async condemnPack(request: CondemnRequest): Promise<CondemnResult> { return this.#writeDurably(() => condemn(this.#tables, request)) }
+  async movePack(request: MoveRequest): Promise<CondemnResult> { return this.#writeDurably(() => movePack(this.#tables, request)) }
+  async listDoomed(after: PackId | undefined, limit: number): Promise<DoomedPack[]> { return this.#read(() => this.#collection.list(after, limit)) }
+  async isDoomed(packId: PackId): Promise<boolean> { return this.#read(() => this.#collection.isDoomed(packId)) }
+  async settleDoomed(packIds: readonly PackId[], slots: number): Promise<void> {
+    await this.#writeDurably(() => {
+      const settled = packIds.flatMap((packId) => this.#collection.settle(packId, slots) ?? [])
+      if (settled.length === 0) return
+      const counters = this.#state.counters()
+      for (const { storedBytes } of settled) { counters.doomedPacks -= 1; counters.doomedBytes -= storedBytes }
+      this.#state.putCounters(counters)
     })
   }
 

@@ -7,7 +7,9 @@ import { CHUNK_ID_BYTES, CHUNK_KINDS, ID_PROOF_BYTES, chunkKey, packNumber, type
   type PackNumber, type SessionId, type SnapshotId } from '../core/ids.js'
 import { NODE_REF_BYTES } from '../core/node-format.js'
 import { placedRow } from './pack-places.js'
-import { REF_STATES, type ChunkIndex, type IndexTotals, type Locations, type PackEntries, type PackPins, type PackPlaces, type PackRow,
+import { staleCollection } from './collection-table.js'
+import { REF_STATES, type ChunkIndex, type CondemnRequest, type CondemnResult, type DoomedPack, type IndexTotals, type Locations, type MoveRequest,
+  type PackEntries, type PackPinned, type PackPins, type PinCursor, type PackPlaces, type PackRow,
   type RefState, type SessionRow, type SnapshotRow } from './chunk-index.js'
 
 interface Entry {
@@ -15,6 +17,8 @@ interface Entry {
   readonly blockOffset: number; readonly blockStoredBytes: number; readonly offsetInBlock: number; readonly rawBytes: number
 }
 interface Session { row: SessionRow; readonly pinned: Set<string>; readonly inherited: Set<string> }
+/** Sorts after every session's id. */
+const HELD = 'f'.repeat(32) as SessionId
 const place = (pack: number, entry: number): string => `${pack}:${entry}`
 
 export function openMemoryIndex(): ChunkIndex { return new MemoryIndex() }
@@ -32,6 +36,10 @@ class MemoryIndex implements ChunkIndex {
   readonly #sessions = new Map<SessionId, Session>()
   readonly #snapshots = new Map<SnapshotId, SnapshotRow>()
   readonly #snapshotOfSession = new Map<SessionId, SnapshotId>()
+  #epoch = 0
+  #collecting = 0
+  #held: Pick<Session, 'pinned' | 'inherited'> = { pinned: new Set(), inherited: new Set() }
+  readonly #doomed = new Map<PackId, DoomedPack>()
 
   async reservePackNumbers(count: number): Promise<PackNumber> {
     this.#requireOpen()
@@ -79,10 +87,10 @@ class MemoryIndex implements ChunkIndex {
     }
   }
 
-  async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow> {
+  async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow | undefined> {
     this.#requireOpen()
     const pack = this.#packs.get(number)
-    if (pack === undefined) throw new RoostError('INDEX_CORRUPT', 'A pack that was placed is not in the index.', { pack: number })
+    if (pack === undefined) return undefined
     const placed = placedRow(pack, places)
     this.#packs.set(number, placed)
     return placed
@@ -90,6 +98,7 @@ class MemoryIndex implements ChunkIndex {
   async clearHolders(slots: number): Promise<void> {
     this.#requireOpen()
     for (const [number, pack] of this.#packs) this.#packs.set(number, { ...pack, heldBy: (pack.heldBy & ~slots) >>> 0 })
+    await this.settleDoomed([...this.#doomed.keys()], slots)
   }
   async forgetPacks(numbers: readonly PackNumber[]): Promise<void> {
     this.#requireOpen()
@@ -140,6 +149,7 @@ class MemoryIndex implements ChunkIndex {
       rawBytes: sum(packs.map((pack) => pack.rawBytes)), storedBytes: sum(packs.map((pack) => pack.storedBytes)),
       spooledPacks: spooled.length, spooledBytes: sum(spooled.map((pack) => pack.storedBytes)),
       snapshots: this.#snapshots.size, sessionsOpen: this.#sessions.size,
+      doomedPacks: this.#doomed.size, doomedBytes: sum([...this.#doomed.values()].map(({ storedBytes }) => storedBytes)),
     }
   }
 
@@ -202,7 +212,11 @@ class MemoryIndex implements ChunkIndex {
     const existing = this.#snapshots.get(snapshot.snapshotId)
     if (existing !== undefined) return existing
     if (sessionId !== null) {
-      this.#session(sessionId)
+      const { pinned, inherited } = this.#session(sessionId)
+      if (this.#collecting !== 0) {
+        for (const at of pinned) this.#held.pinned.add(at)
+        for (const at of inherited) this.#held.inherited.add(at)
+      }
       this.#sessions.delete(sessionId)
       this.#snapshotOfSession.set(sessionId, snapshot.snapshotId)
     }
@@ -226,10 +240,81 @@ class MemoryIndex implements ChunkIndex {
     const snapshotId = this.#snapshotOfSession.get(sessionId)
     return snapshotId === undefined ? undefined : this.#snapshots.get(snapshotId)
   }
-  async deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
+  async deleteSnapshot(snapshotId: SnapshotId, root: Buffer): Promise<void> {
     this.#requireOpen()
-    this.#snapshots.delete(snapshotId)
+    const live = this.#snapshots.delete(snapshotId) && this.#collecting !== 0 ? this.#chunks.get(chunkKey(root)) : undefined
+    if (live !== undefined) for (const set of [this.#held.pinned, this.#held.inherited]) set.add(place(live.packNumber, live.entryNumber))
     for (const [session, made] of this.#snapshotOfSession) if (made === snapshotId) this.#snapshotOfSession.delete(session)
+  }
+
+  async beginCollection(): Promise<number> {
+    this.#requireOpen()
+    this.#held = { pinned: new Set(), inherited: new Set() }
+    return this.#collecting = ++this.#epoch
+  }
+  async endCollection(epoch: number): Promise<void> {
+    this.#requireOpen()
+    if (this.#collecting !== epoch) return
+    this.#collecting = 0
+    this.#held = { pinned: new Set(), inherited: new Set() }
+  }
+  async listPins(after: PinCursor | undefined, limit: number): Promise<{ pins: readonly PackPinned[]; next: PinCursor | undefined }> {
+    this.#requireOpen()
+    const from = after?.toString('latin1') ?? ''
+    const rows = [...this.#pinHolders()].flatMap(([id, session]) => [...new Set([...session.pinned].map((at) => Number(at.split(':')[0])))].map((number) => ({
+      key: `${id}:${String(number).padStart(10, '0')}`, packNumber: packNumber(number),
+      pinned: bitmapOfPlaces(session.pinned, number), inherited: bitmapOfPlaces(session.inherited, number) })))
+      .filter(({ key }) => key > from).sort((a, b) => (a.key < b.key ? -1 : 1)).slice(0, limit)
+    return { pins: rows, next: rows.length === 0 ? undefined : Buffer.from(rows.at(-1)!.key, 'latin1') }
+  }
+  #pinHolders(): Iterable<readonly [SessionId, Pick<Session, 'pinned' | 'inherited'>]> { return [...this.#sessions, [HELD, this.#held]] }
+  async condemnPack(request: CondemnRequest): Promise<CondemnResult> { return this.movePack({ ...request, copies: [] }) }
+  async movePack({ epoch, packNumber: number, entries, marked, slots, copies }: MoveRequest): Promise<CondemnResult> {
+    this.#requireOpen()
+    if (this.#collecting !== epoch) throw staleCollection()
+    const pack = this.#packs.get(number)
+    if (pack === undefined) return 'gone'
+    const holders = [...this.#pinHolders()].map(([, session]) => session)
+    const dead: ChunkKey[] = [], moved: { from: string; id: ChunkKey; to: Entry }[] = []
+    for (let i = 0; i < entries.count; i++) {
+      const id = chunkKey(entries.idProofs, i * ID_PROOF_BYTES), at = place(number, i)
+      const live = this.#chunks.get(id)
+      if (live?.packNumber !== number || live.entryNumber !== i) continue
+      const to = copies.filter((copy) => this.#packs.has(copy.packNumber)).flatMap((copy) => {
+        const found = rowsOf(copy.entries.idProofs, ID_PROOF_BYTES).findLastIndex((idProof) => chunkKey(idProof) === id)
+        return found < 0 ? [] : [entryOf(this.#packs.get(copy.packNumber)!, copy.entries, found)]
+      }).at(-1)
+      if (to !== undefined) moved.push({ from: at, id, to })
+      else if (((marked[i >>> 3] ?? 0) >>> (i & 7) & 1) === 1 || holders.some(({ pinned }) => pinned.has(at))) return 'needed'
+      else dead.push(id)
+    }
+    for (const id of dead) this.#chunks.delete(id)
+    for (const { from, id, to } of moved) {
+      const at = place(to.packNumber, to.entryNumber)
+      this.#chunks.set(id, to)
+      this.#superseded.delete(at)
+      for (const { pinned, inherited } of holders) for (const set of [pinned, inherited]) if (set.has(from)) set.add(at)
+    }
+    for (const set of holders.flatMap(({ pinned, inherited }) => [pinned, inherited])) for (const at of set) if (at.startsWith(`${number}:`)) set.delete(at)
+    for (const at of this.#superseded.keys()) if (at.startsWith(`${number}:`)) this.#superseded.delete(at)
+    this.#packs.delete(number)
+    this.#doomed.set(pack.packId, { packId: pack.packId, storedBytes: pack.storedBytes, pending: slots })
+    return 'condemned'
+  }
+  async listDoomed(after: PackId | undefined, limit: number): Promise<DoomedPack[]> {
+    this.#requireOpen()
+    return [...this.#doomed.values()].filter(({ packId }) => after === undefined || packId > after).sort((a, b) => (a.packId < b.packId ? -1 : 1)).slice(0, limit)
+  }
+  async isDoomed(packId: PackId): Promise<boolean> { this.#requireOpen(); return this.#doomed.has(packId) }
+  async settleDoomed(packIds: readonly PackId[], slots: number): Promise<void> {
+    this.#requireOpen()
+    for (const packId of packIds) {
+      const row = this.#doomed.get(packId)
+      if (row === undefined) continue
+      const pending = (row.pending & ~slots) >>> 0
+      if (pending === 0) this.#doomed.delete(packId)
+      else this.#doomed.set(packId, { ...row, pending })
+    }
   }
 
   async setComplete(complete: boolean): Promise<void> { this.#requireOpen(); this.#complete = complete }
@@ -275,6 +360,12 @@ function rowsOf(packed: Buffer, stride: number): Buffer[] {
 function bitsOf(rows: readonly Buffer[], isSet: (row: Buffer) => boolean): Uint8Array {
   const bits = new Uint8Array(Math.ceil(rows.length / 8))
   rows.forEach((row, i) => { if (isSet(row)) bits[i >>> 3]! |= 1 << (i & 7) })
+  return bits
+}
+function bitmapOfPlaces(places: ReadonlySet<string>, packNumber: number): Uint8Array {
+  const entries = [...places].filter((at) => at.startsWith(`${packNumber}:`)).map((at) => Number(at.split(':')[1]))
+  const bits = new Uint8Array(entries.length === 0 ? 0 : (Math.max(...entries) >>> 3) + 1)
+  for (const entry of entries) bits[entry >>> 3]! |= 1 << (entry & 7)
   return bits
 }
 const sum = (numbers: readonly number[]): number => numbers.reduce((total, number) => total + number, 0)

@@ -64,8 +64,25 @@ export class PinTable {
   }
 
   drop(session: SessionKey): void {
-    const end = Buffer.concat([session, Buffer.alloc(PIN_KEY_BYTES - session.length, 0xff), Buffer.from([0])])
-    const keys = [...this.#table.getKeys({ start: session, end })]
-    for (const key of keys) this.#table.removeSync(key)
+    for (const key of [...this.#table.getKeys(rangeOf(session))]) this.#table.removeSync(key)
   }
+  /** Gives all pins of a session to another, which needs no row of its own. */
+  give(session: SessionKey, to: SessionKey): void {
+    for (const { key, value } of [...this.#table.getRange(rangeOf(session))]) {
+      const { pinned, inherited } = decodePins(key, value)
+      const number = packOfPinKey(key)
+      this.merge(to, number, pinned, 'pinned')
+      if (inherited.length > 0) this.merge(to, number, inherited, 'inherited')
+      this.#table.removeSync(key)
+    }
+  }
+  /** Rows in the order of keys: by session, then pack. */
+  list(after: Buffer | undefined, limit: number): { readonly key: Buffer; readonly packNumber: number; readonly pins: PinBits }[] {
+    const range = after === undefined ? { limit } : { start: after, exclusiveStart: true, limit }
+    return Array.from(this.#table.getRange(range), ({ key, value }) => ({ key: Buffer.from(key), packNumber: packOfPinKey(key), pins: decodePins(key, value) }))
+  }
+  remove(session: SessionKey, packNumber: number): void { this.#table.removeSync(pinKey(session, packNumber)) }
 }
+const packOfPinKey = (key: Buffer): number => key.readUInt32BE(PIN_KEY_BYTES - 4)
+const rangeOf = (session: SessionKey): { start: Buffer; end: Buffer } =>
+  ({ start: session, end: Buffer.concat([session, Buffer.alloc(PIN_KEY_BYTES - session.length, 0xff), Buffer.from([0])]) })

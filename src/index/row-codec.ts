@@ -4,12 +4,12 @@
 import { CHUNK_KINDS, isChunkKind, packNumber, parsePackId, parseSessionId, parseSnapshotId,
   type SessionId } from '../core/ids.js'
 import { ByteReader, ByteWriter } from '../core/bytes.js'
-import type { IndexTotals, PackRow, SessionRow, SnapshotRow } from './chunk-index.js'
+import type { DoomedPack, IndexTotals, PackRow, SessionRow, SnapshotRow } from './chunk-index.js'
 import { corrupt, finishCheck, mixBytes } from './checksum.js'
 
 /** One byte a table, part of the check: a row cannot stand in for one of another table. */
 const TABLES = { pack: 1, packId: 2, session: 3, pins: 4, snapshot: 5, record: 6, snapshotId: 7, sessionSnapshot: 8,
-  superseded: 9, counters: 10, state: 11, identity: 12 } as const
+  superseded: 9, counters: 10, state: 11, identity: 12, collection: 13, doomed: 14 } as const
 type Table = keyof typeof TABLES
 const CHECK_BYTES = 4
 const ROW_VERSION = 1
@@ -138,21 +138,41 @@ export function unionBits(a: Uint8Array, b: Uint8Array): Uint8Array {
 export type Counters = { -readonly [K in keyof IndexTotals]: number } &
   { nextPackNumber: number; nextSequence: number; removals: number }
 export const FRESH_COUNTERS: Counters = { packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, rawBytes: 0, storedBytes: 0,
-  spooledPacks: 0, spooledBytes: 0, snapshots: 0, sessionsOpen: 0, nextPackNumber: 1, nextSequence: 1, removals: 0 }
+  spooledPacks: 0, spooledBytes: 0, snapshots: 0, sessionsOpen: 0, nextPackNumber: 1, nextSequence: 1, removals: 0, doomedPacks: 0, doomedBytes: 0 }
 const COUNTER_FIELDS = ['packs', 'chunks', 'dataChunks', 'nodeChunks', 'rawBytes', 'storedBytes', 'spooledPacks',
   'spooledBytes', 'snapshots', 'sessionsOpen', 'nextPackNumber', 'nextSequence', 'removals'] as const
+/** Added later: absent in rows of indexes that never doomed a pack. */
+const LATER_COUNTER_FIELDS = ['doomedPacks', 'doomedBytes'] as const
 
 export function encodeCounters(key: Uint8Array, counters: Counters): Buffer {
-  const writer = new ByteWriter(COUNTER_FIELDS.length * 8)
-  for (const field of COUNTER_FIELDS) writer.u64(counters[field])
+  const writer = new ByteWriter((COUNTER_FIELDS.length + LATER_COUNTER_FIELDS.length) * 8)
+  for (const field of [...COUNTER_FIELDS, ...LATER_COUNTER_FIELDS]) writer.u64(counters[field])
   return sealRow('counters', key, writer.finish())
 }
 export function decodeCounters(key: Uint8Array, row: Buffer): Counters {
   const reader = readerOf('counters', key, row)
   const counters = { ...FRESH_COUNTERS }
   for (const field of COUNTER_FIELDS) counters[field] = reader.u64(field)
+  if (reader.remaining > 0) for (const field of LATER_COUNTER_FIELDS) counters[field] = reader.u64(field)
   reader.expectEnd('counters')
   return counters
+}
+
+/** 0 epoch u64 | collecting u64 | check */
+export function encodeCollection(key: Uint8Array, { epoch, collecting }: { epoch: number; collecting: number }): Buffer {
+  return sealRow('collection', key, new ByteWriter(16).u64(epoch).u64(collecting).finish())
+}
+export function decodeCollection(key: Uint8Array, row: Buffer): { epoch: number; collecting: number } {
+  const reader = readerOf('collection', key, row)
+  return { epoch: reader.u64('epoch'), collecting: reader.u64('collecting') }
+}
+/** Key: pack id. 0 stored bytes u64 | pending u32 | check */
+export function encodeDoomed(key: Uint8Array, { storedBytes, pending }: DoomedPack): Buffer {
+  return sealRow('doomed', key, new ByteWriter(12).u64(storedBytes).u32(pending).finish())
+}
+export function decodeDoomed(key: Buffer, row: Buffer): DoomedPack {
+  const reader = readerOf('doomed', key, row)
+  return { packId: parsePackId(key.toString('hex')), storedBytes: reader.u64('stored bytes'), pending: reader.u32('pending') }
 }
 
 export const isNodeKind = (kind: number): boolean => kind === CHUNK_KINDS.node

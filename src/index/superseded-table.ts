@@ -13,6 +13,10 @@ export class SupersededTable {
   *of(packNumber: number): Generator<{ entry: number; id: Buffer }, void, undefined> {
     for (const { key, value } of this.#table.getRange(rangeOf(packNumber))) yield { entry: key.readUInt32BE(4), id: unsealRow('superseded', key, value) }
   }
+  /** Forgets those entries of a pack. */
+  forget(packNumber: number, entries: ReadonlySet<number>): void {
+    for (const entry of entries) this.#table.removeSync(Buffer.concat([u32Key(packNumber), u32Key(entry)]))
+  }
   /** Forgets the entries of a pack but those. */
   keepOnly(packNumber: number, entries: ReadonlySet<number>): void {
     for (const key of [...this.#table.getKeys(rangeOf(packNumber))]) if (!entries.has(key.readUInt32BE(4))) this.#table.removeSync(key)

@@ -2,17 +2,19 @@
  *  the snapshot back whole.
  */
 import { isAbort } from '../core/errors.js'
-import type { SnapshotId } from '../core/ids.js'
+import { parseChunkId, type SnapshotId } from '../core/ids.js'
 import { bytesBody } from '../store/bytes-body.js'
 import { snapshotKey, tombstoneKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { unknownSnapshot } from './sessions.js'
+import { parseRecord } from './snapshot-format.js'
 
 /** A target that cannot be asked now hears of it later, by a tombstone on the others: nothing that was deleted comes back with it.
  *  @throws {RoostError} SNAPSHOT_UNKNOWN; what the targets throw when none of them took the deletion */
 export async function deleteSnapshot(parts: RepositoryParts, id: SnapshotId): Promise<void> {
   const { index, targets, spooledSnapshots } = parts
-  if (await index.getSnapshot(id) === undefined) throw unknownSnapshot(id)
+  const row = await index.getSnapshot(id)
+  if (row === undefined) throw unknownSnapshot(id)
   const wasInSpool = spooledSnapshots.has(id)
   await spooledSnapshots.drop(id)
   let failure: unknown
@@ -31,5 +33,5 @@ export async function deleteSnapshot(parts: RepositoryParts, id: SnapshotId): Pr
       await target.change((store) => store.put(tombstoneKey(id), bytesBody(Buffer.from(`${id}\n`)))).then(() => { told++ }, (error: unknown) => { failure ??= error })
     if (told === 0) throw failure
   }
-  await index.deleteSnapshot(id)
+  await index.deleteSnapshot(id, parseChunkId(parseRecord(row).root))
 }

@@ -231,7 +231,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
 async function mendCopies({ targets, catchUp, onDamage }: { targets: TargetSet; catchUp: CatchUp; onDamage(error: RoostError, row: PackRow): void },
   row: PackRow, damagedOn: readonly Target[], error: RoostError): Promise<void> {
   for (const target of damagedOn) {
-    if (((await targets.place(row.packNumber, {})).heldBy & target.bit) === 0) continue
+    if ((((await targets.place(row.packNumber, {}))?.heldBy ?? 0) & target.bit) === 0) continue
     await targets.place(row.packNumber, { remove: target.bit })
     target.damagedPacks++
     onDamage(error, row)

@@ -155,7 +155,8 @@ export class PackUploads {
     }
   }
 
-  async #placed(pack: Spooled, row: PackRow): Promise<void> {
+  async #placed(pack: Spooled, row: PackRow | undefined): Promise<void> {
+    if (row === undefined) return // forgotten meanwhile, and withdrawn with it
     pack.row = row
     if (!pack.isStored && row.state === 'stored') {
       pack.isStored = true

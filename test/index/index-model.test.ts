@@ -37,7 +37,7 @@ const steps = fc.oneof(
     step(`inspect ${n} [${numbers}]`, (index) => index.inspectRefs(sessionIdOf(n), refsOf(numbers, refKind)))),
   fc.tuple(small, fc.option(small)).map(([n, session]) => step(`commit ${n} by ${session}`, (index) =>
     index.commitSnapshot(emptySnapshot(n), session === null ? null : sessionIdOf(session)))),
-  small.map((n) => step(`delete ${n}`, (index) => index.deleteSnapshot(snapshotIdOf(n)))),
+  small.map((n) => step(`delete ${n}`, (index) => index.deleteSnapshot(snapshotIdOf(n), idOf(n)))),
   fc.integer({ min: 1, max: 8 }).map((n) => step(`store pack ${n}`, async (index) => {
     const pack = await index.findPack(packIdOf(n))
     if (pack !== undefined) await index.placePack(pack.packNumber, { add: 0b110, stored: true })

@@ -6,7 +6,7 @@ import type { ChunkIndex } from '../../src/index/chunk-index.js'
 import { SimulatedCrash, type CutEffects } from './cut-effects.js'
 
 const WRITES = new Set<keyof ChunkIndex>(['reservePackNumbers', 'addPack', 'placePack', 'openSession', 'closeSession', 'pinPresent', 'pinEntries',
-  'inheritRefs', 'commitSnapshot', 'deleteSnapshot', 'setComplete'])
+  'inheritRefs', 'commitSnapshot', 'deleteSnapshot', 'setComplete', 'beginCollection', 'endCollection', 'condemnPack', 'movePack', 'settleDoomed'])
 
 export interface CutIndex {
   /** Names of the transactions since arm(). */
@@ -33,6 +33,7 @@ export function cutIndex(effects: CutEffects): CutIndex {
   const open = async (clean: boolean): Promise<ChunkIndex> => {
     const born = ++life
     isDead = false
+    await inner.endCollection(await inner.beginCollection()) // the real index forgets it, too
     if (!clean) for (const { sessionId } of await inner.listSessions()) await inner.closeSession(sessionId)
     return new Proxy(inner, {
       get(target, name: keyof ChunkIndex) {

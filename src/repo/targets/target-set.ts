@@ -87,14 +87,14 @@ export class TargetSet {
     }
   }
 
-  /** Durable. @returns the row as it is now: `stored` as soon as the write policy is met. */
-  place(number: PackNumber, change: { readonly add?: number; readonly remove?: number }): Promise<PackRow> {
+  /** Durable. @returns the row as it is now: `stored` as soon as the write policy is met; undefined when the pack is not in the index any more. */
+  place(number: PackNumber, change: { readonly add?: number; readonly remove?: number }): Promise<PackRow | undefined> {
     return this.#placing.run(async () => {
       const index = this.#index!
       const before = await index.getPack(number)
       const heldBy = before === undefined ? 0 : (before.heldBy | (change.add ?? 0)) & ~(change.remove ?? 0)
       const row = await index.placePack(number, { ...change, ...(this.isDurable(heldBy) ? { stored: true as const } : {}) })
-      this.#count(before?.heldBy ?? 0, row)
+      if (row !== undefined) this.#count(before?.heldBy ?? 0, row)
       return row
     })
   }
