@@ -205,6 +205,14 @@ export function describeObjectStore(subject: StoreSubject): void {
     assert.ok((await readAll(store, 'a/b/k'))?.equals(pattern(200_000)))
     assert.deepEqual(await keysOf(store, ''), ['a/b/k'])
   })
+  check('concurrent replacements of one key settle, and one of them is there whole', async (store) => {
+    await store.put('k', bytesBody(pattern(10)))
+    const outcomes = await Promise.allSettled(Array.from({ length: 6 }, (_, at) => store.put('k', bytesBody(pattern(50_000 + at, at + 1)), { replace: true })))
+    // A target may ask for another attempt when two came in the same moment.
+    for (const outcome of outcomes) if (outcome.status === 'rejected') assert.ok(hasCode(outcome.reason, 'STORE_UNAVAILABLE'), String((outcome.reason as Error).stack))
+    const stored = await readAll(store, 'k')
+    assert.ok(outcomes.some((outcome, at) => outcome.status === 'fulfilled' && stored?.equals(pattern(50_000 + at, at + 1))))
+  })
   check('of concurrent puts of one key with different lengths one wins whole and the others are refused', async (store) => {
     // Targets without an atomic create keep one of them whole; content-derived keys need no more.
     const outcomes = await Promise.allSettled(Array.from({ length: 6 }, (_, at) => store.put('k', bytesBody(pattern(100_000 + at, at + 1)))))

@@ -161,6 +161,28 @@ test('bytes that were altered on their way are sent once more, then it is said',
   const never = await world(t, { answer: ({ method }) => method === 'PUT' ? { status: 201, headers: { etag: md5(Buffer.from('other')) } } : undefined })
   await assert.rejects(never.store.put('k', bytesBody(Buffer.from('right'))), unavailable(/other bytes than were sent/))
 })
+test('an upload that Swift drops for a later one (202) is settled by a look, and a replacement is sent again', async (t) => {
+  const right = Buffer.from('right')
+  const dropping = async (held: Buffer | undefined, drops: number): Promise<{ service: Service; put(replace: boolean): Promise<void> }> => {
+    let puts = 0
+    const { store, service } = await world(t, { answer: ({ method, path }) => {
+      if (method === 'PUT' && ++puts <= drops) return { status: 202 }
+      return method === 'HEAD' && path.endsWith('/k') && held !== undefined ? { status: 200, headers: { etag: md5(held), 'content-length': String(held.length) } } : undefined
+    } })
+    return { service, put: (replace) => store.put('k', bytesBody(right), { replace }) }
+  }
+  const putsOf = (service: Service): number => service.seen.filter(({ method }) => method === 'PUT').length
+  const same = await dropping(right, 1)
+  await same.put(false)
+  assert.equal(putsOf(same.service), 1)
+  await assert.rejects((await dropping(Buffer.from('wrong'), 1)).put(false), refused(/was not overwritten/))
+  for (const held of [Buffer.from('wrong'), Buffer.from('longer ones'), undefined]) {
+    const replaced = await dropping(held, 1)
+    await replaced.put(true)
+    assert.equal(putsOf(replaced.service), 2)
+    await assert.rejects((await dropping(held, 2)).put(true), unavailable(/another hand in the same moment/))
+  }
+})
 test('a missing container is named, and never an absent object', async (t) => {
   const { store } = await world(t, { answer: () => ({ status: 404 }) })
   await assert.rejects(store.head('k'), refused(/container is missing/))

@@ -31,12 +31,11 @@ export class S3Requests {
   readonly #place: S3Place
   readonly #deadlines: S3Deadlines
   readonly #environment: Environment
-  #client: S3Client
+  #client: S3Client | undefined
   constructor(place: S3Place, deadlines: S3Deadlines, environment: Environment) {
     this.#environment = environment
     this.#place = place
     this.#deadlines = deadlines
-    this.#client = this.#open()
   }
   #open(): S3Client {
     const { endpoint, pathStyle, profile, credentialsFile } = this.#place
@@ -46,8 +45,8 @@ export class S3Requests {
     const client = new S3Client({ forcePathStyle: pathStyle, maxAttempts: 1, ...(region === undefined ? {} : { region }), ...(endpoint === undefined ? {} : { endpoint }),
       credentials: credentialProvider({ environment: this.#environment, ...(profile === undefined ? {} : { profile }), ...(credentialsFile === undefined ? {} : { credentialsFile }) }),
       requestChecksumCalculation: 'WHEN_REQUIRED', responseChecksumValidation: 'WHEN_REQUIRED',
-      // `requestTimeout` counts silence of the socket: an upload that moves is not silent.
-      requestHandler: { connectionTimeout: connectMs, requestTimeout: answerMs, throwOnRequestTimeout: true,
+      // `requestTimeout` counts silence of the socket: an upload that moves is not silent. Kept when credentials change: requests may be under way.
+      requestHandler: this.#client?.config.requestHandler ?? { connectionTimeout: connectMs, requestTimeout: answerMs, throwOnRequestTimeout: true,
         httpAgent: { maxSockets: SOCKETS_MAX }, httpsAgent: { maxSockets: SOCKETS_MAX } } })
     client.middlewareStack.add((next) => async (args) => {
       const answer = await next(args)
@@ -63,11 +62,10 @@ export class S3Requests {
   }
   /** With the credentials of now, once, after the old ones were rejected. */
   async #renewing<T>(work: (client: S3Client) => Promise<T>): Promise<T> {
-    try { return await work(this.#client) } catch (error) {
+    const client = this.#client ??= this.#open()
+    try { return await work(client) } catch (error) {
       if (!isCredentialFailure(error)) throw error
-      const before = this.#client
-      this.#client = this.#open()
-      before.destroy()
+      if (this.#client === client) this.#client = this.#open() // else somebody was faster
       return await work(this.#client)
     }
   }
@@ -123,10 +121,12 @@ export class S3Requests {
   }
   async createBucket(signal?: AbortSignal): Promise<void> {
     const { bucket, endpoint } = this.#place
-    const region = await this.#client.config.region()
-    const elsewhere = region !== 'us-east-1' && endpoint === undefined
-    await this.#renewing((client) => client.send(new CreateBucketCommand({ Bucket: bucket,
-      ...(elsewhere ? { CreateBucketConfiguration: { LocationConstraint: region as 'eu-west-1' } } : {}) }), { ...(signal && { abortSignal: signal }) }))
+    await this.#renewing(async (client) => {
+      const region = await client.config.region()
+      const elsewhere = region !== 'us-east-1' && endpoint === undefined
+      await client.send(new CreateBucketCommand({ Bucket: bucket,
+        ...(elsewhere ? { CreateBucketConfiguration: { LocationConstraint: region as 'eu-west-1' } } : {}) }), { ...(signal && { abortSignal: signal }) })
+    })
   }
-  close(): void { this.#client.destroy() }
+  close(): void { this.#client?.destroy() }
 }

@@ -16,7 +16,7 @@ import type { ByteRange, Call, ObjectFacts, ObjectKey, ObjectStore, PutOptions, 
 import { deleteOneByOne, rangesOneByOne } from '../one-by-one.js'
 import { digestBody, type Digests } from './digests.js'
 import { S3Requests, type S3Deadlines, type S3Object } from './s3-client.js'
-import { nameOf, notS3, s3Error, statusOf } from './s3-errors.js'
+import { isCredentialFailure, nameOf, notS3, s3Error, statusOf } from './s3-errors.js'
 import { parseS3Url, type S3Place } from './s3-url.js'
 
 export interface S3StoreOptions {
@@ -68,13 +68,17 @@ class S3Store implements ObjectStore {
     const retention = retainUntilMs === undefined ? {} : { retainUntil: dateOf(retainUntilMs) }
     const ifAbsent = !replace && await this.#canCreateConditionally(signal)
     if (!replace && !ifAbsent && await this.#isSettled(key, body, digests.md5, signal)) return
-    if (await this.#putOnce(key, body, digests, { ifAbsent, ...retention }, signal)) return
-    if (!await this.#isSettled(key, body, digests.md5, signal)) // it vanished between the two
-      throw new RoostError('STORE_UNAVAILABLE', `${this.description}: ${key} was there and is not; trying again settles it.`)
+    const outcome = await this.#putOnce(key, body, digests, { ifAbsent, ...retention }, signal)
+    if (outcome === 'stored') return
+    // Other bytes than those of a replacement are of another hand, a moment newer.
+    if (!await this.#isSettled(key, body, digests.md5, signal, replace))
+      throw new RoostError('STORE_UNAVAILABLE', `${this.description}: ${key} was changed by another hand in the same moment; trying again settles it.`)
   }
-  /** False: the key exists. */
+  /** `unconfirmed`: a success without an ETag. Swift's s3api says so of an upload that it dropped, because the key was written or deleted by a
+   *  request with a later timestamp (its 202); what is no S3 does too, and is found out by the look that follows.
+   */
   async #putOnce(key: ObjectKey, body: ReplayableBody, digests: Digests,
-    wishes: { readonly ifAbsent: boolean; readonly retainUntil?: Date }, signal?: AbortSignal): Promise<boolean> {
+    wishes: { readonly ifAbsent: boolean; readonly retainUntil?: Date }, signal?: AbortSignal): Promise<'stored' | 'exists' | 'unconfirmed'> {
     let failure: { readonly error: unknown } | undefined
     async function* parts(): AsyncGenerator<Buffer, void, undefined> {
       failure = undefined
@@ -87,24 +91,26 @@ class S3Store implements ObjectStore {
       const etag = await this.#requests.put(this.#name(key), () => body.bytes === 0 ? Buffer.alloc(0)
         : Readable.from(parts(), { objectMode: false, highWaterMark: MiB }),
         { bytes: body.bytes, sha256Hex: digests.sha256Hex, md5Base64: digests.md5.toString('base64'), ...wishes, ...(signal && { signal }) })
-      if (etag === undefined) throw notS3(this.description, `upload of ${key}`)
+      if (etag === undefined) return 'unconfirmed'
       if (isMd5(etag) && plain(etag) !== digests.md5.toString('hex')) throw new RoostError('STORE_UNAVAILABLE', `${this.description} stored other bytes than were sent for ${key}.`)
       this.#bucketSeen()
-      return true
+      return 'stored'
     } catch (error) {
       signal?.throwIfAborted()
       if (failure !== undefined) throw (failure as { error: unknown }).error
-      if (wishes.ifAbsent && (statusOf(error) === 412 || nameOf(error) === 'PreconditionFailed')) return false
+      if (wishes.ifAbsent && (statusOf(error) === 412 || nameOf(error) === 'PreconditionFailed')) return 'exists'
       throw s3Error(this.description, `upload of ${key}`, error)
     }
   }
-  /** Whether the object is there and is the body. @throws {RoostError} STORE_REFUSED when it is another */
-  async #isSettled(key: ObjectKey, body: ReplayableBody, md5: Buffer, signal?: AbortSignal): Promise<boolean> {
+  /** Whether the object is there and is the body. @throws {RoostError} STORE_REFUSED when it is another, unless it may be */
+  async #isSettled(key: ObjectKey, body: ReplayableBody, md5: Buffer, signal?: AbortSignal, mayDiffer = false): Promise<boolean> {
     const found = await this.#find(() => this.#requests.head(this.#name(key), signal), `look at ${key}`, signal)
     if (found === undefined) return false
-    if (found.bytes !== body.bytes) throw new RoostError('STORE_REFUSED',
-      `${key} exists on ${this.description} with ${found.bytes} bytes, not ${body.bytes}; it was not overwritten.`, { key, bytes: body.bytes })
-    if (found.etag === undefined || !isMd5(found.etag) || plain(found.etag) === md5.toString('hex')) return true
+    const bytes = this.#length(found, `look at ${key}`), etag = plain(found.etag ?? '')
+    const isSame = bytes === body.bytes && (!isMd5(etag) || etag === md5.toString('hex'))
+    if (isSame || mayDiffer) return isSame
+    if (bytes !== body.bytes) throw new RoostError('STORE_REFUSED',
+      `${key} exists on ${this.description} with ${bytes} bytes, not ${body.bytes}; it was not overwritten.`, { key, bytes: body.bytes })
     throw new RoostError('STORE_REFUSED', `${key} exists on ${this.description} with as many bytes, and not the same ones; it was not overwritten.`, { key, bytes: body.bytes })
   }
   /** Asked once: writes a small object twice, the second time on the condition that it is absent. */
@@ -121,7 +127,7 @@ class S3Store implements ObjectStore {
     const { sha256Hex, md5 } = await digestBody(key, { bytes: body.byteLength, open: () => Readable.from([body]) }, signal)
     const wishes = { bytes: body.byteLength, sha256Hex, md5Base64: md5.toString('base64'), ...(signal && { signal }) }
     try {
-      await this.#requests.put(this.#name(key), () => body, { ...wishes, ifAbsent: false })
+      if (await this.#requests.put(this.#name(key), () => body, { ...wishes, ifAbsent: false }) === undefined) throw notS3(this.description, 'trial upload')
       try {
         await this.#requests.put(this.#name(key), () => body, { ...wishes, ifAbsent: true })
         return false // it ignored the condition
@@ -159,7 +165,8 @@ class S3Store implements ObjectStore {
     } catch (error) {
       signal?.throwIfAborted()
       const status = statusOf(error)
-      if (status !== 400 && status !== 405 && status !== 501) throw s3Error(this.description, 'deletion of many', error)
+      const failure = s3Error(this.description, 'deletion of many', error)
+      if ((status !== 400 && status !== 405 && status !== 501) || isCredentialFailure(error) || failure.code === 'STORE_UNAVAILABLE') throw failure
       this.#deletesMany = false
       return keys
     }
@@ -170,14 +177,14 @@ class S3Store implements ObjectStore {
     requireObjectKey(key)
     signal?.throwIfAborted()
     const found = await this.#find(() => this.#requests.head(this.#name(key), signal), `look at ${key}`, signal)
-    return found === undefined ? undefined : { key, bytes: this.#length(found) }
+    return found === undefined ? undefined : { key, bytes: this.#length(found, `look at ${key}`) }
   }
   async get(key: ObjectKey, { signal }: Call = {}): Promise<Readable | undefined> {
     requireObjectKey(key)
     signal?.throwIfAborted()
     const found = await this.#find(() => this.#requests.get(this.#name(key), undefined, signal), `reading of ${key}`, signal)
     if (found === undefined) return undefined
-    const bytes = this.#length(found), { body } = found
+    const bytes = this.#length(found, `reading of ${key}`), { body } = found
     if (body === undefined) return Readable.from([], { objectMode: false })
     body.on('error', () => undefined) // a reader hears of it below; one that left early does not want to
     const stream = Readable.from(this.#streamed(key, body, bytes, signal), { objectMode: false, highWaterMark: MiB })
@@ -218,7 +225,7 @@ class S3Store implements ObjectStore {
     if (found?.body === undefined) return undefined
     // A service that ignores the header sends all of it.
     const skip = found.range === undefined ? offset : 0
-    const length = this.#length(found)
+    const length = this.#length(found, `reading of ${key}`)
     if (length < skip + bytes) {
       found.body.destroy()
       throw tooShort(key, range)
@@ -267,10 +274,11 @@ class S3Store implements ObjectStore {
       return undefined
     }
   }
-  #length({ bytes, etag, body }: S3Object): number {
+  /** Every S3 tells an object's ETag, also those that number no requests: what does not is something else. */
+  #length({ bytes, etag, body }: S3Object, what: string): number {
     if (Number.isSafeInteger(bytes) && etag !== undefined) return bytes
     body?.destroy()
-    throw notS3(this.description, 'reading')
+    throw notS3(this.description, what)
   }
   #broken(key: ObjectKey, error: unknown, signal: AbortSignal | undefined): unknown {
     if (signal?.aborted === true) return signal.reason

@@ -73,13 +73,18 @@ class SwiftStore implements ObjectStore {
     await this.#requireSize(key, body.bytes, signal)
     for (let attempt = 1; ; attempt++) {
       const result = await this.#putOnce(key, body, replace || attempt > 1, signal)
-      if (result === 'stored' || (result === 'exists' && await this.#isSettled(key, body, signal))) break
-      // 'altered': what arrived is not what was sent. 'exists', and gone when looked at.
-      if (attempt === 2) throw new RoostError('STORE_UNAVAILABLE', `${this.#where} stored other bytes than were sent for ${key}, twice: the way there damages data.`, { attempt })
+      // Other bytes than those of a replacement are of another hand, a moment newer.
+      if (result === 'stored' || (result !== 'altered' && await this.#isSettled(key, body, signal, replace))) break
+      if (attempt === 2) throw new RoostError('STORE_UNAVAILABLE', result === 'altered'
+        ? `${this.#where} stored other bytes than were sent for ${key}, twice: the way there damages data.`
+        : `${this.#where}: ${key} was changed by another hand in the same moment; trying again settles it.`, { attempt })
     }
     this.#remember(key)
   }
-  async #putOnce(key: ObjectKey, body: ReplayableBody, replace: boolean, signal?: AbortSignal): Promise<'stored' | 'exists' | 'altered'> {
+  /** `superseded`: Swift dropped it, because the key was written or deleted by a request with a later timestamp. `altered`: what arrived is not
+   *  what was sent.
+   */
+  async #putOnce(key: ObjectKey, body: ReplayableBody, replace: boolean, signal?: AbortSignal): Promise<'stored' | 'exists' | 'superseded' | 'altered'> {
     let md5 = createHash('md5')
     let failure: { readonly error: unknown } | undefined
     async function* parts(): AsyncGenerator<Buffer, void, undefined> {
@@ -115,6 +120,7 @@ class SwiftStore implements ObjectStore {
       return etag === md5.digest('hex') ? 'stored' : 'altered'
     }
     if (answer.status === 412 && !replace) return 'exists'
+    if (answer.status === 202) return 'superseded'
     if (answer.status === 200 || answer.status === 204) throw notSwift(this.description, answer)
     if (answer.status === 404) this.#containerSeenMs = -Infinity
     throw swiftError(this.description, `upload of ${key}`, answer)
@@ -126,17 +132,20 @@ class SwiftStore implements ObjectStore {
     await this.#requests.checkToken(signal).catch(() => undefined) // the broken upload says more
     throw error
   }
-  /** Whether the object that is there is the body. @throws {RoostError} STORE_REFUSED when it is another */
-  async #isSettled(key: ObjectKey, body: ReplayableBody, signal?: AbortSignal): Promise<boolean> {
+  /** Whether the object that is there is the body. @throws {RoostError} STORE_REFUSED when it is another, unless it may be */
+  async #isSettled(key: ObjectKey, body: ReplayableBody, signal?: AbortSignal, mayDiffer = false): Promise<boolean> {
     const answer = await this.#requests.send({ method: 'HEAD', path: this.#path(key), headers: { 'x-newest': 'true' }, isRead: true, ...(signal && { signal }) })
     discard(answer)
     if (answer.status === 404) return false
     if (answer.status !== 200) throw swiftError(this.description, `look at ${key}`, answer)
-    const bytes = lengthOf(answer)
+    const bytes = lengthOf(answer), etag = answer.headers['etag']?.replaceAll('"', '')
+    if (etag === undefined) throw notSwift(this.description, answer)
+    if (bytes !== body.bytes && mayDiffer) return false
     if (bytes !== body.bytes) throw new RoostError('STORE_REFUSED', `${key} exists on ${this.description} with ${bytes} bytes, not ${body.bytes}; it was not overwritten.`, { key, bytes: body.bytes })
     const md5 = createHash('md5')
     for await (const part of readBody(key, body, signal)) md5.update(part)
-    if (answer.headers['etag']?.replaceAll('"', '') === md5.digest('hex')) return true
+    const isSame = etag === md5.digest('hex')
+    if (isSame || mayDiffer) return isSame
     throw new RoostError('STORE_REFUSED', `${key} exists on ${this.description} with as many bytes, and not the same ones; it was not overwritten.`, { key, bytes: body.bytes })
   }
   async #requireSize(key: ObjectKey, bytes: number, signal?: AbortSignal): Promise<void> {
