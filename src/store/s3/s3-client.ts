@@ -8,7 +8,7 @@ import {
 } from '@aws-sdk/client-s3'
 import { credentialProvider } from './credentials.js'
 import { md5Base64 } from './digests.js'
-import { isCredentialFailure, WebPage } from './s3-errors.js'
+import { isCredentialFailure, statusOf, WebPage } from './s3-errors.js'
 import type { S3Place } from './s3-url.js'
 
 type Environment = Readonly<Record<string, string | undefined>>
@@ -48,6 +48,8 @@ export class S3Requests {
       // `requestTimeout` counts silence of the socket: an upload that moves is not silent. Kept when credentials change: requests may be under way.
       requestHandler: this.#client?.config.requestHandler ?? { connectionTimeout: connectMs, requestTimeout: answerMs, throwOnRequestTimeout: true,
         httpAgent: { maxSockets: SOCKETS_MAX }, httpsAgent: { maxSockets: SOCKETS_MAX } } })
+    // The SDK would correct a wrong clock after its first refusal. It is said instead: times of snapshots and of retention locks come from it too.
+    Object.defineProperty(client.config, 'systemClockOffset', { get: () => 0, set: () => undefined })
     client.middlewareStack.add((next) => async (args) => {
       const answer = await next(args)
       const { statusCode, headers = {}, body } = answer.response as { statusCode: number; headers?: Record<string, string>; body?: Readable }
@@ -84,8 +86,18 @@ export class S3Requests {
       return (await client.send(command, { ...(signal && { abortSignal: signal }) })).ETag
     })
   }
+  /** The refusal of a HEAD has no body that could say why: a listing is asked, whose refusal has one. */
+  async #withCause<T>(head: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+    try { return await head() } catch (error) {
+      const status = statusOf(error)
+      if (status === undefined || status < 300 || status === 404 || status >= 500) throw error
+      await this.list('', undefined, signal, 1)
+      throw error
+    }
+  }
   async head(key: string, signal?: AbortSignal): Promise<S3Object> {
-    const answer = await this.#renewing((client) => client.send(new HeadObjectCommand({ Bucket: this.#place.bucket, Key: key }), { ...(signal && { abortSignal: signal }) }))
+    const answer = await this.#withCause(() => this.#renewing((client) =>
+      client.send(new HeadObjectCommand({ Bucket: this.#place.bucket, Key: key }), { ...(signal && { abortSignal: signal }) })), signal)
     return { bytes: answer.ContentLength ?? NaN, etag: answer.ETag, body: undefined, range: undefined }
   }
   async get(key: string, range: string | undefined, signal?: AbortSignal): Promise<S3Object> {
@@ -110,14 +122,15 @@ export class S3Requests {
       return errors.flatMap(({ Key }) => Key === undefined ? [] : [Key])
     })
   }
-  async list(prefix: string, from: string | undefined, signal?: AbortSignal): Promise<S3Page> {
+  async list(prefix: string, from: string | undefined, signal?: AbortSignal, entriesMax?: number): Promise<S3Page> {
     const { Contents: contents = [], NextContinuationToken: next, IsTruncated: more, $metadata, Name } = await this.#renewing((client) => client.send(
-      new ListObjectsV2Command({ Bucket: this.#place.bucket, Prefix: prefix, ...(from === undefined ? {} : { ContinuationToken: from }) }), { ...(signal && { abortSignal: signal }) }))
+      new ListObjectsV2Command({ Bucket: this.#place.bucket, Prefix: prefix, ...(entriesMax === undefined ? {} : { MaxKeys: entriesMax }), ...(from === undefined ? {} : { ContinuationToken: from }) }), { ...(signal && { abortSignal: signal }) }))
     if (Name === undefined) throw Object.assign(new Error('not a listing'), { $metadata })
     return { entries: contents.flatMap(({ Key, Size }) => Key === undefined || Size === undefined ? [] : [{ key: Key, bytes: Size }]), next: more === true ? next : undefined }
   }
   async headBucket(signal?: AbortSignal): Promise<void> {
-    await this.#renewing((client) => client.send(new HeadBucketCommand({ Bucket: this.#place.bucket }), { ...(signal && { abortSignal: signal }) }))
+    await this.#withCause(() => this.#renewing((client) =>
+      client.send(new HeadBucketCommand({ Bucket: this.#place.bucket }), { ...(signal && { abortSignal: signal }) })), signal)
   }
   async createBucket(signal?: AbortSignal): Promise<void> {
     const { bucket, endpoint } = this.#place
