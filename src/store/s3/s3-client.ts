@@ -26,6 +26,9 @@ export interface S3Object { readonly bytes: number; readonly etag: string | unde
 export interface S3Page { readonly entries: readonly { readonly key: string; readonly bytes: number }[]; readonly next: string | undefined }
 
 const SOCKETS_MAX = 64
+/** Failures are thrown and told once, by whoever knows what they mean. */
+const nothing = (): void => undefined
+const SILENT = { trace: nothing, debug: nothing, info: nothing, warn: nothing, error: nothing }
 
 export class S3Requests {
   readonly #place: S3Place
@@ -42,7 +45,7 @@ export class S3Requests {
     const { connectMs = 5_000, answerMs = 30_000 } = this.#deadlines
     // Services of one's own rarely have regions, but every signature names one.
     const region = this.#place.region ?? this.#environment['AWS_REGION'] ?? (endpoint === undefined ? undefined : 'us-east-1')
-    const client = new S3Client({ forcePathStyle: pathStyle, maxAttempts: 1, ...(region === undefined ? {} : { region }), ...(endpoint === undefined ? {} : { endpoint }),
+    const client = new S3Client({ forcePathStyle: pathStyle, maxAttempts: 1, logger: SILENT, ...(region === undefined ? {} : { region }), ...(endpoint === undefined ? {} : { endpoint }),
       credentials: credentialProvider({ environment: this.#environment, ...(profile === undefined ? {} : { profile }), ...(credentialsFile === undefined ? {} : { credentialsFile }) }),
       requestChecksumCalculation: 'WHEN_REQUIRED', responseChecksumValidation: 'WHEN_REQUIRED',
       // `requestTimeout` counts silence of the socket: an upload that moves is not silent. Kept when credentials change: requests may be under way.
