@@ -1,16 +1,11 @@
 /** The real command line, the real server, and real Swift, Keystone and S3: a repository in several places, through outages and moves. */
 import assert from 'node:assert/strict'
-import { createHash } from 'node:crypto'
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, test, type TestContext } from 'node:test'
-import { compareTrees } from '../support/compare-trees.js'
 import { startLab, withoutLab, type Lab } from '../support/openstack-lab.js'
 import { jsonLines, RoostWorld, SLOW } from '../support/run-roost.js'
-import { seeded } from '../support/odd-tree.js'
-
-const MiB = 1024 * 1024
-const patience = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
+import { assertRestores, backup, caughtUp, makeTree, MiB, patience, swiftPlace, targetsOf, tempAuthLogin } from '../support/target-world.js'
 
 /** A server beside a lab of its own, with its repository on Swift. */
 async function swiftWorld(t: TestContext, options: { cloud: string; services: ('swift' | 'keystone')[]; tokenSeconds?: number; more?: string; server?: readonly string[]; create?: boolean }):
@@ -23,42 +18,6 @@ async function swiftWorld(t: TestContext, options: { cloud: string; services: ('
   if (options.create !== false) await world.ok(['repo', 'create', 'main', '--target', `swift:packs/main?cloud=${options.cloud}${options.more ?? ''}`])
   return { world, lab }
 }
-function makeTree(world: RoostWorld, name: string, bytes: number, seed = 1): string {
-  const path = world.path(name)
-  const next = seeded(seed)
-  mkdirSync(path, { recursive: true })
-  for (let at = 0, file = 0; at < bytes; file++) {
-    const size = Math.min(bytes - at, file % 3 === 0 ? MiB * 2 : 50_000)
-    const content = Buffer.alloc(size)
-    // Half of it compresses.
-    for (let i = 0; i < size; i += 8) content.writeUInt32LE(Math.floor(next() * 2 ** 32), Math.min(i, size - 4 < 0 ? 0 : Math.min(i, size - 4)))
-    mkdirSync(join(path, `d${file % 7}`), { recursive: true })
-    writeFileSync(join(path, `d${file % 7}`, `f${file}`), content)
-    at += size
-  }
-  return path
-}
-async function backup(world: RoostWorld, path: string, ...more: string[]): Promise<string> {
-  return (await world.json(['backup', path, ...more])).find((line) => line['type'] === 'snapshot')!['id'] as string
-}
-async function assertRestores(world: RoostWorld, id: string, path: string): Promise<void> {
-  const into = world.path(`restored-${createHash('md5').update(`${id}${process.hrtime.bigint()}`).digest('hex')}`)
-  await world.ok(['restore', id, '--target', into])
-  assert.deepEqual(compareTrees(path, join(into, path)).differences, [])
-  rmSync(into, { recursive: true })
-}
-interface TargetLine { type: string; name: string; health: string; lagPacks: number; failure?: string; damagedPacks: number }
-async function targetsOf(world: RoostWorld): Promise<TargetLine[]> {
-  return (await world.json(['target', 'status'])).filter((line) => line['type'] === 'target') as unknown as TargetLine[]
-}
-async function caughtUp(world: RoostWorld): Promise<void> {
-  for (let turns = 0; turns < 240; turns++) {
-    if ((await targetsOf(world)).every(({ lagPacks, health }) => lagPacks === 0 && health === 'healthy')) return
-    await patience(500)
-  }
-  assert.fail(`the targets never caught up: ${JSON.stringify(await targetsOf(world))}`)
-}
-
 describe('targets on real services', { skip: withoutLab }, () => {
   test('Keystone tokens that live ten seconds: backup, restore and check see no error', async (t) => {
     const { world } = await swiftWorld(t, { cloud: 'demo', services: ['swift', 'keystone'], tokenSeconds: SLOW ? 60 : 10 })
@@ -143,9 +102,9 @@ describe('targets on real services', { skip: withoutLab }, () => {
     const tree = makeTree(world, 'tree', 20 * MiB)
     const id = await backup(world, tree)
     await caughtUp(world)
-    const token = await tempAuthToken(lab)
-    for (const name of await objectNames(token)) await fetch(`${token.storageUrl}/packs/${name}`, { method: 'DELETE', headers: { 'x-auth-token': token.token } })
-    assert.deepEqual(await objectNames(token), [])
+    const place = swiftPlace('main', await tempAuthLogin(lab.swiftAuthUrl), 'packs')
+    for (const name of await place.names()) await place.remove(name)
+    assert.deepEqual(await place.names(), [])
     await patience(11_000) // until then Swift's replicas may not agree, as far as the server knows
     await assertRestores(world, id, tree)
     const report = jsonLines((await world.run(['check', '--heal', '--json'])).stdout)
@@ -211,13 +170,3 @@ describe('targets on real services', { skip: withoutLab }, () => {
     await world.ok(['check', '--read-data'])
   })
 })
-
-interface TempAuthToken { token: string; storageUrl: string }
-async function tempAuthToken(lab: Lab): Promise<TempAuthToken> {
-  const { headers } = await fetch(lab.swiftAuthUrl, { headers: { 'x-auth-user': 'test:tester', 'x-auth-key': 'testing' } })
-  return { token: headers.get('x-auth-token')!, storageUrl: headers.get('x-storage-url')! }
-}
-async function objectNames({ token, storageUrl }: TempAuthToken): Promise<string[]> {
-  const listing = await fetch(`${storageUrl}/packs?format=json`, { headers: { 'x-auth-token': token } })
-  return (await listing.json() as { name: string }[]).map(({ name }) => name)
-}
