@@ -106,13 +106,15 @@ export interface DamageState { readonly chunks: number; readonly generation: num
 export interface DamagedChunk { readonly id: Buffer; readonly packNumber: number }
 /** `sequence`: order of verifications, from 1. */
 export interface VerifiedPack { readonly sequence: number; readonly packNumber: PackNumber; readonly atMs: number }
-/** A damaged pack gives way to whole copies of what was still readable in it. */
+/** A damaged pack gives way to whole copies of what was still readable in it. `then`: its row stays, with nothing that lives in it (`keep`); is
+ *  forgotten, because it is nowhere (`forget`); or its objects are deleted, too (`doom`). */
 export interface EvacuateRequest {
+  readonly then: 'keep' | 'forget' | 'doom'
   readonly packNumber: PackNumber
   /** Packed ids of all chunks that may live in the pack. */
   readonly ids: Buffer
   readonly copies: readonly { readonly packNumber: PackNumber; readonly entries: PackEntries }[]
-  /** Slots of the targets that may hold the pack. */
+  /** With `doom`: slots of the targets that may hold the pack. */
   readonly slots: number
 }
 /** `needed`: a live entry has no copy; nothing was changed. `collecting`: a collection knows the pack by its positions; ask again after it. */
@@ -234,7 +236,7 @@ export interface ChunkIndex {
   noteWhole(snapshotId: SnapshotId, generation: number): Promise<void>
   /** The latest generation at which it was; undefined = it was never looked at. */
   wholeAt(snapshotId: SnapshotId): Promise<number | undefined>
-  /** Durable. Switches what lives in a damaged pack to its copies, pins too, and dooms the pack. */
+  /** Durable. Switches what lives in a damaged pack to its copies, pins too. */
   evacuatePack(request: EvacuateRequest): Promise<EvacuateResult>
   /** One ENTRY_STATES byte per entry, of one moment. */
   inspectEntries(packNumber: PackNumber, entries: PackEntries): Promise<Uint8Array>

@@ -1,12 +1,11 @@
 /** Transactions and looks of care on LMDB: chunks are lost, a damaged pack gives way to copies, a pack's entries are held against the index. */
-import { CHUNK_ID_BYTES, ID_PROOF_BYTES } from '../core/ids.js'
-import { ENTRY_STATES, type EvacuateRequest, type EvacuateResult, type PackEntries } from './chunk-index.js'
+import { CHUNK_ID_BYTES, ID_PROOF_BYTES, chunkKey } from '../core/ids.js'
+import { ENTRY_STATES, type EvacuateRequest, type EvacuateResult, type PackEntries, type PackRow } from './chunk-index.js'
 import { dropPack, followMoves, pinsOn, placesOf, switchEntries } from './collection-writes.js'
 import { entryMatches, entryNumberOfValue, kindOfValue, packNumberOfValue } from './entry-codec.js'
-import type { IndexTables } from './pack-writes.js'
+import { removePack, type IndexTables } from './pack-writes.js'
 import { packOfPosition, positionOf } from './positions.js'
 import { isNodeKind } from './row-codec.js'
-import { chunkKey } from '../core/ids.js'
 
 export function markDamaged({ chunks, damage, state }: IndexTables, packNumber: number, ids: Buffer): number {
   const lost: Buffer[] = []
@@ -30,7 +29,7 @@ export function markDamaged({ chunks, damage, state }: IndexTables, packNumber: 
 }
 
 /** `ids`: all that may live in the pack. */
-export function evacuatePack(tables: IndexTables, { packNumber, ids, copies, slots }: EvacuateRequest): EvacuateResult {
+export function evacuatePack(tables: IndexTables, { packNumber, ids, copies, slots, then }: EvacuateRequest): EvacuateResult {
   const { packs, chunks, collection } = tables
   if (collection.collecting !== 0) return 'collecting'
   const pack = packs.get(packNumber)
@@ -48,8 +47,16 @@ export function evacuatePack(tables: IndexTables, { packNumber, ids, copies, slo
   const pins = pinsOn(tables, packNumber)
   switchEntries(tables, pack, copies, moved)
   followMoves(tables, pins, moved)
-  dropPack(tables, pack, slots, 0)
+  if (then === 'doom') dropPack(tables, pack, slots, 0)
+  else countMoved(tables, pack, moved.length, then)
   return 'evacuated'
+}
+
+function countMoved(tables: IndexTables, pack: PackRow, moved: number, then: 'keep' | 'forget'): void {
+  if (then === 'forget') removePack(tables, pack.packNumber)
+  if (moved === 0) return
+  const counters = tables.state.counters()
+  tables.state.putCounters({ ...counters, removals: counters.removals + 1 })
 }
 
 export function inspectEntries({ chunks, superseded, damage }: IndexTables, packNumber: number, entries: PackEntries): Uint8Array {

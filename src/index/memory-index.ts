@@ -295,7 +295,8 @@ class MemoryIndex implements ChunkIndex {
       else dead.push(id)
     }
     for (const id of dead) this.#chunks.delete(id)
-    this.#giveWay(pack, moved, slots)
+    this.#follow(moved)
+    this.#drop(pack, slots)
     return 'condemned'
   }
   #copyOf(copies: MoveRequest['copies'], id: ChunkKey): Entry | undefined {
@@ -304,20 +305,23 @@ class MemoryIndex implements ChunkIndex {
       return found < 0 ? [] : [entryOf(this.#packs.get(copy.packNumber)!, copy.entries, found)]
     }).at(-1)
   }
-  /** The entries live at their copies now, pins follow, and the pack is doomed. */
-  #giveWay(pack: PackRow, moved: readonly { from: string; id: ChunkKey; to: Entry }[], slots: number): void {
-    const holders = [...this.#pinHolders()].map(([, session]) => session)
+  /** The entries live at their copies now, and pins follow. */
+  #follow(moved: readonly { from: string; id: ChunkKey; to: Entry }[]): void {
     for (const { from, id, to } of moved) {
       const at = place(to.packNumber, to.entryNumber)
       this.#chunks.set(id, to)
       this.#superseded.delete(at)
-      for (const { pinned, inherited } of holders) for (const set of [pinned, inherited]) if (set.has(from)) set.add(at)
+      for (const [, { pinned, inherited }] of this.#pinHolders()) for (const set of [pinned, inherited]) if (set.has(from)) set.add(at)
     }
-    for (const set of holders.flatMap(({ pinned, inherited }) => [pinned, inherited])) for (const at of set) if (at.startsWith(`${pack.packNumber}:`)) set.delete(at)
-    for (const at of this.#superseded.keys()) if (at.startsWith(`${pack.packNumber}:`)) this.#superseded.delete(at)
+  }
+  /** Nothing lives in the pack any more. With `slots` it is doomed there. */
+  #drop(pack: PackRow, slots: number | undefined): void {
+    const prefix = `${pack.packNumber}:`
+    for (const [, { pinned, inherited }] of this.#pinHolders()) for (const set of [pinned, inherited]) for (const at of set) if (at.startsWith(prefix)) set.delete(at)
+    for (const at of this.#superseded.keys()) if (at.startsWith(prefix)) this.#superseded.delete(at)
     this.#packs.delete(pack.packNumber)
-    this.#doomed.set(pack.packId, { packId: pack.packId, storedBytes: pack.storedBytes, pending: slots })
     this.#damage.forgetPack(pack.packNumber)
+    if (slots !== undefined) this.#doomed.set(pack.packId, { packId: pack.packId, storedBytes: pack.storedBytes, pending: slots })
   }
   async listDoomed(after: PackId | undefined, limit: number): Promise<DoomedPack[]> {
     this.#requireOpen()
@@ -349,7 +353,7 @@ class MemoryIndex implements ChunkIndex {
     if (this.#snapshots.has(snapshotId)) this.#damage.noteWhole(snapshotId, generation)
   }
   async wholeAt(snapshotId: SnapshotId): Promise<number | undefined> { this.#requireOpen(); return this.#damage.wholeAt(snapshotId) }
-  async evacuatePack({ packNumber: number, ids, copies, slots }: EvacuateRequest): Promise<EvacuateResult> {
+  async evacuatePack({ packNumber: number, ids, copies, slots, then }: EvacuateRequest): Promise<EvacuateResult> {
     this.#requireOpen()
     if (this.#collecting !== 0) return 'collecting'
     const pack = this.#packs.get(number)
@@ -362,7 +366,8 @@ class MemoryIndex implements ChunkIndex {
       if (to === undefined) return 'needed'
       moved.push({ from: place(number, live.entryNumber), id, to })
     }
-    this.#giveWay(pack, moved, slots)
+    this.#follow(moved)
+    if (then !== 'keep') this.#drop(pack, then === 'doom' ? slots : undefined)
     return 'evacuated'
   }
   async inspectEntries(number: PackNumber, entries: PackEntries): Promise<Uint8Array> {

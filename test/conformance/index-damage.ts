@@ -105,7 +105,7 @@ export function damageContract({ open, reopen }: IndexSubject): void {
     await index.inheritRefs(S1, idsOf([2]))
     await index.markDamaged(pack.packNumber, idsOf([3]))
     const copy = await addPack(index, 2, entriesOf([2, 1]))
-    const request = { packNumber: pack.packNumber, ids: idsOf([1, 2, 3]), slots: 0b11, copies: [{ packNumber: copy.packNumber, entries: entriesOf([2, 1]) }] }
+    const request = { packNumber: pack.packNumber, ids: idsOf([1, 2, 3]), slots: 0b11, then: 'doom' as const, copies: [{ packNumber: copy.packNumber, entries: entriesOf([2, 1]) }] }
     assert.equal(await index.evacuatePack({ ...request, copies: [] }), 'needed')
     assert.equal(await index.evacuatePack(request), 'evacuated')
     assert.deepEqual([...(await index.locate(idsOf([1, 2]))).packNumbers], [copy.packNumber, copy.packNumber])
@@ -122,10 +122,26 @@ export function damageContract({ open, reopen }: IndexSubject): void {
     const pack = await addPack(index, 1, entriesOf([1]))
     const copy = await addPack(index, 2, entriesOf([1]))
     const epoch = await index.beginCollection()
-    const request = { packNumber: pack.packNumber, ids: idsOf([1]), slots: 1, copies: [{ packNumber: copy.packNumber, entries: entriesOf([1]) }] }
+    const request = { packNumber: pack.packNumber, ids: idsOf([1]), slots: 1, then: 'forget' as const, copies: [{ packNumber: copy.packNumber, entries: entriesOf([1]) }] }
     assert.equal(await index.evacuatePack(request), 'collecting')
     await index.endCollection(epoch)
     assert.equal(await index.evacuatePack(request), 'evacuated')
+    assert.equal(await index.getPack(pack.packNumber), undefined)
+    assert.deepEqual(await index.listDoomed(undefined, 10), [])
+  })
+
+  test('an emptied pack can be kept: what is readable in it one day comes back by reviveEntries', async (t) => {
+    const index = await open(t)
+    const pack = await addPack(index, 1, entriesOf([1, 2]))
+    await index.markDamaged(pack.packNumber, idsOf([1]))
+    const copy = await addPack(index, 2, entriesOf([2]))
+    const request = { packNumber: pack.packNumber, ids: idsOf([1, 2]), slots: 0, then: 'keep' as const, copies: [{ packNumber: copy.packNumber, entries: entriesOf([2]) }] }
+    assert.equal(await index.evacuatePack(request), 'evacuated')
+    assert.deepEqual(await index.getPack(pack.packNumber), pack)
+    assert.deepEqual([...await index.inspectEntries(pack.packNumber, entriesOf([1, 2]))], [ENTRY_STATES.lost, ENTRY_STATES.elsewhere])
+    assert.equal(await index.reviveEntries(pack.packNumber, entriesOf([1, 2])), 1)
+    assert.deepEqual(await index.damageState(), { chunks: 0, generation: 1 })
+    assert.deepEqual([...(await index.locate(idsOf([1, 2]))).packNumbers], [pack.packNumber, copy.packNumber])
   })
 
   test('packs are listed least recently verified first, those never verified apart, and those that left not at all', async (t) => {
