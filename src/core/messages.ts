@@ -169,11 +169,25 @@ export type AddKeySlotRequest =
   | { readonly kind: 'passphrase'; readonly label: string; readonly passphrase: string }
   | { readonly kind: 'recovery'; readonly label: string; readonly publicKey: string }
 
+export interface CollectOptions {
+  /** Marks and plans, and changes nothing. */
+  readonly dryRun?: boolean
+  /** Packs of which less than this share is needed are written anew, 0–1. Default 0.75. */
+  readonly repackBelow?: number
+  /** Bytes of packs read for repacking, a second. */
+  readonly bytesPerSecondMax?: number
+  /** Collects although nodes are damaged everywhere: what only they refer to may go. */
+  readonly acceptDamage?: boolean
+}
+
 /** Lines of the NDJSON reply of a check, rebuild, backfill or drain; the last is `done` or `failed`. */
 export type MaintenanceEvent =
   | { readonly type: 'progress'; readonly phase: string; readonly done: number; readonly total: number }
   | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string }
   /** A copy that was missing or damaged was written anew from another target. `object`: a pack, snapshot, key slot or the header. */
   | { readonly type: 'healed'; readonly object: string; readonly target: string; readonly from: string }
+  /** What a collection does with a pack, and why. In a dry run: what it would do, for every pack. */
+  | { readonly type: 'fate'; readonly pack: string; readonly kind: 'data' | 'node'; readonly fate: 'keep' | 'drop' | 'repack'; readonly reason: string;
+      readonly storedBytes: number; readonly liveShare: number }
   | { readonly type: 'done'; readonly problems: number; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'failed'; readonly error: WireError }

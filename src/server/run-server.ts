@@ -194,6 +194,7 @@ function drainWhenTold(server: RunningServer, shutdown: AbortSignal | undefined)
 function logRepositoryEvent(log: Logger, repository: string, event: RepositoryEvent): void {
   if (event.type === 'recovered') log.info({ repository, ...event }, 'repository recovered')
   else if (event.type === 'target') logTarget(log, repository, event)
+  else if (event.type === 'deletion-refused') log.warn({ repository, type: event.type, pack: event.pack, cause: describeCause(event.error) }, 'a target keeps a pack that nothing needs')
   else log.error({ repository, type: event.type, cause: describeCause(event.error), ...('pack' in event ? { pack: event.pack } : {}) }, 'repository damaged')
 }
 function logTarget(log: Logger, repository: string, { target, health, error }: RepositoryEvent & { type: 'target' }): void {

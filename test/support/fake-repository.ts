@@ -4,7 +4,7 @@ import { RoostError } from '../../src/core/errors.js'
 import { parseSessionId, type SessionId, type SnapshotId } from '../../src/core/ids.js'
 import { LIMITS } from '../../src/core/limits.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
   MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
   TargetInfo, TargetsReply,
 } from '../../src/core/messages.js'
@@ -118,6 +118,10 @@ export class FakeRepository implements Repository {
   }
   async *check(options: CheckOptions): AsyncIterable<MaintenanceEvent> {
     this.#note('check', options)
+    yield* this.events()
+  }
+  async *collect(options: CollectOptions): AsyncIterable<MaintenanceEvent> {
+    this.#note('collect', options)
     yield* this.events()
   }
   async *rebuild(): AsyncIterable<MaintenanceEvent> {

@@ -40,10 +40,11 @@ export function registerServer(registry: Registry): void {
 /** The server's parts are loaded here, not above: every other command would carry them too. */
 async function startServer(context: CommandContext, config: ServerConfig): Promise<RunningServer> {
   const { openRepositoryHost } = await import('../../repo/repository-host.js')
+  const { collectGarbage } = await import('../../gc/collect.js')
   const { runServer } = await import('../../server/run-server.js')
   try {
-    return await runServer(config, { 
-      openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment() }), clock: context.clock, random: context.random, shutdown: context.signal })
+    return await runServer(config, {
+      openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment(), collector: collectGarbage }), clock: context.clock, random: context.random, shutdown: context.signal })
   } catch (error) {
     if (error instanceof ServerConfigError || error instanceof DataLockedError) throw new UsageError(error.message, { cause: error })
     throw error
