@@ -1,11 +1,12 @@
-/** What a collection has reached: two bits a chunk, by the place of its entry, and a few numbers a pack. Its size follows from the index alone.
+/** What a collection has reached: at most two bits a chunk, by the place of its entry, and a few numbers a pack. Its size follows from the index alone.
  *
  *  Bit 1, *reached*: something that must be kept refers to it. Bit 2, *expanded*: what it refers to was reached, too; nodes only. There is no
  *  queue: `nextPack` names the highest pack with nodes to expand. Parents are written after their children, so that descending packs see nearly
  *  every node once.
- *  Memory: 2 bits an entry, and 28 bytes a pack with the table from pack numbers to places.
+ *  Memory: 1 bit a data chunk and 2 a node, and 33 bytes a pack with the table from pack numbers to places.
  */
 import { assert } from '../core/assert.js'
+import { hasBit, setBit } from '../core/frames.js'
 import { CHUNK_KINDS, type PackNumber } from '../core/ids.js'
 import type { PackRow } from '../index/chunk-index.js'
 
@@ -22,7 +23,8 @@ export class MarkSet {
   #reachedEntries = new Uint32Array(0)
   #reachedBytes = new Float64Array(0)
   #reached = new Uint8Array(0)
-  #expanded = new Uint8Array(0)
+  /** Bits by entry, of node packs of which a node was expanded. */
+  readonly #expanded = new Map<number, Uint8Array>()
   /** Pack number − first number → place + 1, when numbers are dense. */
   #places: Uint32Array | undefined
   /** No pack at a higher place has nodes to expand. */
@@ -46,9 +48,7 @@ export class MarkSet {
   }
   /** No more packs come: from here on bits can be set. */
   seal(): void {
-    const bytes = Math.ceil(this.chunks / 8)
-    this.#reached = new Uint8Array(bytes)
-    this.#expanded = new Uint8Array(bytes)
+    this.#reached = new Uint8Array(Math.ceil(this.chunks / 8))
     this.#toExpand = new Uint32Array(this.#count)
     this.#reachedEntries = new Uint32Array(this.#count)
     this.#reachedBytes = new Float64Array(this.#count)
@@ -62,7 +62,7 @@ export class MarkSet {
   /** Entries, superseded ones among them. */
   get chunks(): number { return this.#bases[this.#count]! }
   get memoryBytes(): number {
-    return [this.#numbers, this.#bases, this.#isNode, this.#toExpand, this.#reachedEntries, this.#reachedBytes, this.#reached, this.#expanded]
+    return [this.#numbers, this.#bases, this.#isNode, this.#toExpand, this.#reachedEntries, this.#reachedBytes, this.#reached, ...this.#expanded.values()]
       .reduce((sum, { byteLength }) => sum + byteLength, this.#places?.byteLength ?? 0)
   }
 
@@ -108,12 +108,14 @@ export class MarkSet {
   takeToExpand(number: PackNumber): number[] {
     const place = this.#placeOf(number)
     const from = this.#bases[place]!, to = this.#bases[place + 1]!
+    let expanded = this.#expanded.get(place)
+    if (expanded === undefined) this.#expanded.set(place, expanded = new Uint8Array(Math.ceil((to - from) / 8)))
     const entries: number[] = []
-    for (let ordinal = from; ordinal < to; ordinal++) {
-      const byte = Math.floor(ordinal / 8), bit = 1 << ordinal % 8
-      if ((this.#reached[byte]! & bit) === 0 || (this.#expanded[byte]! & bit) !== 0) continue
-      this.#expanded[byte]! |= bit
-      entries.push(ordinal - from)
+    for (let entry = 0; entry < to - from; entry++) {
+      const ordinal = from + entry
+      if ((this.#reached[Math.floor(ordinal / 8)]! & 1 << ordinal % 8) === 0 || hasBit(expanded, entry)) continue
+      setBit(expanded, entry)
+      entries.push(entry)
     }
     this.#toExpand[place] = 0
     return entries

@@ -59,10 +59,11 @@ export class ReferenceBatch {
     gathered.count = 0
     const slice = Buffer.allocUnsafeSlow(SLICE * CHUNK_ID_BYTES)
     for (let from = 0; from < count;) {
-      let length = 0
+      let length = 0, last = -1
       for (; from < count && length < SLICE; from++) {
-        const at = order[from]! % ROW_SPAN * CHUNK_ID_BYTES
-        if (length > 0 && slice.compare(ids, at, at + CHUNK_ID_BYTES, (length - 1) * CHUNK_ID_BYTES, length * CHUNK_ID_BYTES) === 0) continue
+        const prefix = Math.floor(order[from]! / ROW_SPAN), at = order[from]! % ROW_SPAN * CHUNK_ID_BYTES
+        if (prefix === last && slice.compare(ids, at, at + CHUNK_ID_BYTES, (length - 1) * CHUNK_ID_BYTES, length * CHUNK_ID_BYTES) === 0) continue
+        last = prefix
         ids.copy(slice, length++ * CHUNK_ID_BYTES, at, at + CHUNK_ID_BYTES)
       }
       const { packNumbers, entryNumbers, kinds, rawBytes } = await this.index.locate(slice.subarray(0, length * CHUNK_ID_BYTES))
