@@ -1,13 +1,12 @@
-/** Follows a check or rebuild: progress while it runs, each problem on a line, and what it came to. */
+/** Follows a run of maintenance: progress while it runs, each problem on a line, and what it came to. */
 import { RoostError } from '../core/errors.js'
-import type { MaintenanceEvent } from '../core/messages.js'
+import type { JobKind, MaintenanceEvent } from '../core/messages.js'
 import type { CommandContext } from './context.js'
 import { EXIT, type ExitCode } from './exit-codes.js'
 import { formatBytes, formatCount, printable } from './format.js'
 
 /** @throws {RoostError} what made it fail; BODY_TRUNCATED when it ended without saying how. */
-export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>,
-  what: 'check' | 'rebuild' | 'backfill' | 'drain'): Promise<ExitCode> {
+export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>, what: JobKind): Promise<ExitCode> {
   const { output } = context
   let phase = ''
   let done: Extract<MaintenanceEvent, { type: 'done' }> | undefined

@@ -143,6 +143,27 @@ export const ENDPOINTS = {
     status: 200, reply: MEDIA.progress, beginsWork: true,
   },
 
+  listJobs: {
+    method: 'GET', path: ROUTES.jobs, summary: 'The configured jobs with their next run, and the latest runs.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.jobs,
+  },
+  getJob: {
+    method: 'GET', path: ROUTES.job, summary: 'One run, by its id, or the latest of a configured job, by its name.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.jobRun,
+  },
+  runJob: {
+    method: 'POST', path: ROUTES.jobRun, summary: 'Runs a configured job now; goes on whoever watches.', access: 'repository-admin', status: 201,
+    reply: REPLY_SCHEMAS.jobRun, beginsWork: true,
+  },
+  cancelJob: {
+    method: 'POST', path: ROUTES.jobCancel, summary: 'Ends a run, and answers when it has ended.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.jobRun,
+  },
+  watchJob: {
+    method: 'GET', path: ROUTES.jobEvents, summary: 'The events of a run, from the first; lines as of a check.', access: 'repository-admin', status: 200,
+    reply: MEDIA.progress,
+  },
+
   listKeySlots: {
     method: 'GET', path: ROUTES.keySlots, summary: 'Ways to unlock the repository.', access: 'repository-admin', status: 200,
     reply: REPLY_SCHEMAS.keySlotList,
