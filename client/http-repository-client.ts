@@ -12,7 +12,7 @@ import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type SessionId, type SnapshotId } from 
 import { MiB } from '../src/core/limits.js'
 import type {
   AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest,
-  CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, JobRunInfo, JobsReply, KeySlotInfo,
+  CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, JobRunInfo, JobsReply, KeySlotInfo,
   MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot,
   SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
@@ -101,6 +101,7 @@ export class HttpRepositoryClient implements AdministeredRepository {
   check(options: { readDataPercent: number; heal?: boolean }, call?: Call): AsyncIterable<MaintenanceEvent> {
     return this.#maintain(ROUTES.check, options, call)
   }
+  collect(options: CollectOptions, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.gc, options, call) }
   rebuild(call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.rebuild, undefined, call) }
   listTargets(call?: Call): Promise<TargetsReply> { return this.#get(ROUTES.targets, {}, call) }
   addTarget(request: AddTargetRequest, call?: Call): Promise<TargetInfo> {

@@ -2,7 +2,8 @@
 import type { FrameVerdict } from '../src/core/frames.js'
 import type { SessionId, SnapshotId } from '../src/core/ids.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply,
+  CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
   JobRunInfo, JobsReply, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
   TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
@@ -49,6 +50,8 @@ export interface AdministeredRepository extends RepositoryClient {
   backfillTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent>
   drainTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent>
   change(request: ChangeRepositoryRequest, call?: Call): Promise<RepositoryInfo>
+  /** Going away ends a dry run, no other. */
+  collect(options: CollectOptions, call?: Call): AsyncIterable<MaintenanceEvent>
   listJobs(call?: Call): Promise<JobsReply>
   /** `job`: a run's id, or the name of a configured job for its latest run. */
   getJob(job: string, call?: Call): Promise<JobRunInfo>

@@ -180,7 +180,7 @@ export interface CollectOptions {
   readonly acceptDamage?: boolean
 }
 
-/** Lines of the NDJSON reply of a check, rebuild, backfill or drain; the last is `done` or `failed`. */
+/** Lines of the NDJSON reply of a collection, check, rebuild, backfill or drain; the last is `done` or `failed`. */
 export type MaintenanceEvent =
   | { readonly type: 'progress'; readonly phase: string; readonly done: number; readonly total: number }
   | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string }
@@ -193,7 +193,7 @@ export type MaintenanceEvent =
   | { readonly type: 'failed'; readonly error: WireError }
 
 /** Kinds of maintenance. Each run of one is a job with an id, whether a person asked for it or the schedule. */
-export const JOB_KINDS = ['check', 'rebuild', 'backfill', 'drain'] as const
+export const JOB_KINDS = ['gc', 'check', 'rebuild', 'backfill', 'drain'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 /** `interrupted`: the server ended before the run did; the next run does what is left. */
 export const JOB_STATES = ['running', 'done', 'failed', 'cancelled', 'interrupted'] as const

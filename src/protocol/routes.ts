@@ -31,6 +31,7 @@ export const ROUTES = {
   snapshots: '/v1/repositories/:repository/snapshots',
   snapshot: '/v1/repositories/:repository/snapshots/:snapshot',
   stats: '/v1/repositories/:repository/stats',
+  gc: '/v1/repositories/:repository/gc',
   check: '/v1/repositories/:repository/check',
   rebuild: '/v1/repositories/:repository/rebuild',
   targets: '/v1/repositories/:repository/targets',

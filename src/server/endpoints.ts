@@ -110,6 +110,10 @@ export const ENDPOINTS = {
     method: 'GET', path: ROUTES.stats, summary: 'Counts and bytes of a repository.', access: 'repository-admin', status: 200,
     reply: REPLY_SCHEMAS.stats,
   },
+  gc: {
+    method: 'POST', path: ROUTES.gc, summary: 'Removes what nothing needs; lines of events. It goes on when the client leaves, a dry run ends.', access: 'repository-admin',
+    json: REQUEST_SCHEMAS.gc, status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
   check: {
     method: 'POST', path: ROUTES.check, summary: 'Verifies the repository; lines of events.', access: 'repository-admin', json: REQUEST_SCHEMAS.check,
     status: 200, reply: MEDIA.progress, beginsWork: true,

@@ -130,6 +130,10 @@ export const REQUEST_SCHEMAS = {
       object({ kind: { const: 'recovery' }, label: text(LIMITS.nameBytesMax), publicKey: { type: 'string', minLength: 1, maxLength: 256 } }),
     ],
   },
+  gc: object({
+    dryRun: { type: 'boolean' }, repackBelow: { type: 'number', minimum: 0, maximum: 1 }, bytesPerSecondMax: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
+    acceptDamage: { type: 'boolean' },
+  }, ['dryRun', 'repackBelow', 'bytesPerSecondMax', 'acceptDamage']),
   check: object({ readDataPercent: { type: 'number', minimum: 0, maximum: 100 }, heal: { type: 'boolean' } }, ['heal']),
 } as const satisfies Record<string, JsonSchema>
 

@@ -1,6 +1,7 @@
 /** Scheduled jobs as an operator sees them: a file for the server, `roost jobs` for the rest. */
 import assert from 'node:assert/strict'
-import { writeFileSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { openWorld, jsonLines } from '../support/run-roost.js'
 
@@ -49,4 +50,26 @@ test('a jobs file with a mistake keeps the server from starting, and says where'
   const refused = await world.run(['server', '--data', world.dataDirectory, '--jobs', file, '--json'])
   assert.equal(refused.code, 2)
   assert.match(refused.stderr + JSON.stringify(jsonLines(refused.stdout)), /job 1 \(yearly-check\): .*0 3 1 13/)
+})
+
+test('garbage is planned, collected and gone; what is kept restores', async (t) => {
+  const world = await openWorld(t)
+  for (const name of ['kept', 'dropped']) {
+    mkdirSync(world.path(name))
+    writeFileSync(world.path(name, 'file'), randomBytes(3_000_000))
+    await world.ok(['backup', world.path(name), '--source', name])
+  }
+  const [snapshot] = await world.json(['snapshots', '--source', 'dropped'])
+  await world.ok(['snapshot', 'delete', snapshot!['id'] as string])
+  const plan = await world.ok(['gc', '--dry-run'])
+  assert.match(plan.stdout, /^drop +[0-9a-f]{64} +data +2\.8\d MiB +nothing needs it$/m)
+  assert.match(plan.stdout, /^gc: no problems; would drop \d+ packs? \(2\.8\d MiB\)/m)
+  const [before] = await world.json(['stats'])
+  const events = await world.json(['gc'])
+  assert.deepEqual([...new Set(events.map(({ type }) => type))].sort(), ['done', 'fate', 'progress'])
+  const [after] = await world.json(['stats'])
+  assert.ok((before!['storedBytes'] as number) - (after!['storedBytes'] as number) > 2_800_000, 'the bytes are gone')
+  await world.ok(['restore', 'latest', '--source', 'kept', '--target', world.path('back')])
+  assert.equal((await world.json(['jobs'])).filter(({ kind, state }) => kind === 'gc' && state === 'done').length, 2)
+  await world.ok(['check', '--read-data'])
 })

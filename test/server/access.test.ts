@@ -21,6 +21,7 @@ const BODIES: Partial<Record<EndpointName, unknown>> = {
   addTarget: { name: 'second', url: 'file:/second' },
   changeTarget: { mode: 'active' },
   check: { readDataPercent: 10 },
+  gc: { dryRun: true, repackBelow: 0.5 },
 }
 
 interface Target { readonly repository?: string; readonly session?: string; readonly snapshot?: string }
@@ -75,7 +76,7 @@ const OPENED: Record<TokenGrant['scopes'][number], readonly EndpointName[]> = {
   push: ['getRepository', 'openSession', 'listSnapshots'],
   read: ['getRepository', 'listSnapshots'],
   delete: ['getRepository'],
-  admin: ['getRepository', 'changeRepository', 'listTargets', 'changeTarget', 'removeTarget', 'backfillTarget', 'drainTarget', 'stats', 'check', 'rebuild', 'listKeySlots', 'addKeySlot', 'removeKeySlot', 'rotateKeyfile',
+  admin: ['getRepository', 'changeRepository', 'listTargets', 'changeTarget', 'removeTarget', 'backfillTarget', 'drainTarget', 'stats', 'gc', 'check', 'rebuild', 'listKeySlots', 'addKeySlot', 'removeKeySlot', 'rotateKeyfile',
     'listJobs', 'runJob'],
 }
 const BOUND_TO_THINGS: readonly EndpointName[] =

@@ -1,10 +1,11 @@
 /** roost jobs …: maintenance that runs by itself or was asked for, how far it is, how it ended, and the way to start and end it. */
-import type { JobInfo, JobRunInfo } from '../../core/messages.js'
+import type { JobInfo, JobKind, JobRunInfo } from '../../core/messages.js'
 import { countOption, does, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { EXIT, type ExitCode } from '../exit-codes.js'
 import { formatCount, formatDuration, formatTable, formatTime, printable } from '../format.js'
 import { followMaintenance } from '../maintenance-report.js'
+import { GcReport } from './gc.js'
 
 const RUNS_SHOWN = 10
 
@@ -28,7 +29,7 @@ export function registerJobs(registry: Registry): void {
     const run = await client.runJob(name!, { signal: context.signal })
     context.output.record({ type: 'run', ...run })
     context.output.line(`${printable(name!)} runs now, as ${run.id}.`)
-    if (wait === true) return await followMaintenance(context, client.watchJob(run.id, { signal: context.signal }), run.kind)
+    if (wait === true) return await follow(context, run.id, run.kind)
     context.output.note(`Follow it with \`roost jobs watch ${run.id}\`; end it with \`roost jobs cancel ${run.id}\`.`)
     return EXIT.done
   })
@@ -37,7 +38,7 @@ export function registerJobs(registry: Registry): void {
     ['roost jobs watch nightly-check']), async (context, _flags, [id]): Promise<ExitCode> => {
     const { client } = context.repository()
     const { kind } = await client.getJob(id!, { signal: context.signal })
-    return await followMaintenance(context, client.watchJob(id!, { signal: context.signal }), kind)
+    return await follow(context, id!, kind)
   })
 
   does(registry, withExamples(jobs.command('cancel').argument('<id>', 'a run, or a configured job that runs').description('end a run; what it did stays'),
@@ -48,6 +49,10 @@ export function registerJobs(registry: Registry): void {
   })
 }
 
+function follow(context: CommandContext, id: string, kind: JobKind): Promise<ExitCode> {
+  const events = context.repository().client.watchJob(id, { signal: context.signal })
+  return followMaintenance(context, events, kind, kind === 'gc' ? new GcReport(context, false) : undefined)
+}
 function tableOfJobs(jobs: readonly JobInfo[], { clock }: CommandContext): string {
   return formatTable(['JOB', 'KIND', 'WHEN', 'NEXT RUN', 'LAST RUN', 'RESULT'], jobs.map((job) => [job.name, job.kind, `${job.cron} (${job.timeZone})`,
     job.waitingFor !== undefined ? `waits for ${job.waitingFor}` : job.nextRunAtMs === null ? '–' : job.nextRunAtMs <= clock.now() ? 'due' : formatTime(job.nextRunAtMs),

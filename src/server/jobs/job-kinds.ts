@@ -1,10 +1,12 @@
 /** What kinds of maintenance there are: what each takes, how it runs, what it must not run beside, what ends it. A new kind is a row here. */
-import type { JobKind, JobOptions, MaintenanceEvent, TargetMode } from '../../core/messages.js'
+import type { CollectOptions, JobKind, JobOptions, MaintenanceEvent, TargetMode } from '../../core/messages.js'
 import type { CheckOptions, Repository } from '../../repo/repository.js'
 
 /** Takes a value of an option, or says what it should have been. */
 type OptionRule = (value: unknown) => string | undefined
 const flag: OptionRule = (value) => typeof value === 'boolean' ? undefined : 'true or false'
+const share: OptionRule = (value) => typeof value === 'number' && value >= 0 && value <= 1 ? undefined : 'a number from 0 to 1'
+const bytes: OptionRule = (value) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0 ? undefined : 'a whole number of bytes'
 const percent: OptionRule = (value) => typeof value === 'number' && value >= 0 && value <= 100 ? undefined : 'a number from 0 to 100'
 const name: OptionRule = (value) => typeof value === 'string' && value !== '' ? undefined : 'a name'
 
@@ -17,7 +19,7 @@ export interface JobKindTraits {
   /** Runs with different values of it are apart. */
   readonly apartBy?: string
   /** Asked for by hand, it ends when whoever asked goes away. */
-  readonly endsWithAsker: boolean
+  endsWithAsker(options: JobOptions): boolean
   /** The work goes on in the background by itself: cancelling is impossible, and asking again watches what runs. */
   readonly goesOnByItself: boolean
   /** Started by the schedule too; the others take a decision of a person. */
@@ -25,20 +27,26 @@ export interface JobKindTraits {
 }
 
 export const JOB_KIND_TRAITS: Readonly<Record<JobKind, JobKindTraits>> = {
+  gc: {
+    options: { repackBelow: share, bytesPerSecondMax: bytes, acceptDamage: flag }, excludes: ['rebuild'],
+    // Hours of work are not to end with a terminal; a dry run is for whoever reads it.
+    endsWithAsker: ({ dryRun }) => dryRun === true, goesOnByItself: false, schedulable: true,
+    run: (repository, options, signal) => repository.collect(options as CollectOptions, signal),
+  },
   check: {
-    options: { readDataPercent: percent, heal: flag }, excludes: ['rebuild'], endsWithAsker: true, goesOnByItself: false, schedulable: true,
+    options: { readDataPercent: percent, heal: flag }, excludes: ['rebuild'], endsWithAsker: () => true, goesOnByItself: false, schedulable: true,
     run: (repository, options, signal) => repository.check({ readDataPercent: 0, ...options } as CheckOptions, signal),
   },
   rebuild: {
-    options: {}, excludes: [], endsWithAsker: true, goesOnByItself: false, schedulable: false,
+    options: {}, excludes: [], endsWithAsker: () => true, goesOnByItself: false, schedulable: false,
     run: (repository, _options, signal) => repository.rebuild(signal),
   },
   backfill: {
-    options: { target: name }, excludes: [], apartBy: 'target', endsWithAsker: false, goesOnByItself: true, schedulable: true,
+    options: { target: name }, excludes: [], apartBy: 'target', endsWithAsker: () => false, goesOnByItself: true, schedulable: true,
     run: (repository, { target }, signal) => typeof target === 'string' ? repository.backfillTarget(target, signal) : backfillAll(repository, signal),
   },
   drain: {
-    options: { target: name }, excludes: [], apartBy: 'target', endsWithAsker: false, goesOnByItself: true, schedulable: false,
+    options: { target: name }, excludes: [], apartBy: 'target', endsWithAsker: () => false, goesOnByItself: true, schedulable: false,
     run: (repository, { target }, signal) => repository.drainTarget(target as string, signal),
   },
 }

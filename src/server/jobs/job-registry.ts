@@ -69,7 +69,7 @@ export class JobRegistry {
     const run = new JobRun({ id, repository: repository.name, kind, options, trigger, ...(job === undefined ? {} : { job }) }, this.#deps.clock,
       (signal) => traits.run(repository, options, signal))
     this.#running.set(id, run)
-    if (asker !== undefined && traits.endsWithAsker) {
+    if (asker !== undefined && traits.endsWithAsker(options)) {
       this.#attended.add(run)
       endWith(run, asker)
     }

@@ -1,4 +1,4 @@
-/** Statistics, check and rebuild. */
+/** Statistics, collection, check and rebuild. */
 import type { FastifyRequest } from 'fastify'
 import type { Clock } from '../../core/clock.js'
 import { describeCause } from '../../core/errors.js'
@@ -10,6 +10,7 @@ import { serve, type RouteDeps, type Routes } from '../route-context.js'
 
 export const maintenanceRoutes: Routes = (app, deps) => {
   serve(app, 'stats', async (request) => repositoryOf(request).stats())
+  serve(app, 'gc', async (request) => streamJob(request, deps, 'gc', request.body as JobOptions))
   serve(app, 'check', async (request) => streamJob(request, deps, 'check', request.body as JobOptions))
   serve(app, 'rebuild', async (request) => streamJob(request, deps, 'rebuild', {}))
 }
