@@ -12,7 +12,7 @@ import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type SessionId, type SnapshotId } from 
 import { MiB } from '../src/core/limits.js'
 import type {
   AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest,
-  CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, KeySlotInfo,
+  CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, JobRunInfo, JobsReply, KeySlotInfo,
   MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot,
   SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
@@ -101,6 +101,7 @@ export class HttpRepositoryClient implements AdministeredRepository {
   check(options: { readDataPercent: number; heal?: boolean }, call?: Call): AsyncIterable<MaintenanceEvent> {
     return this.#maintain(ROUTES.check, options, call)
   }
+  collect(options: CollectOptions, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.gc, options, call) }
   rebuild(call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.rebuild, undefined, call) }
   listTargets(call?: Call): Promise<TargetsReply> { return this.#get(ROUTES.targets, {}, call) }
   addTarget(request: AddTargetRequest, call?: Call): Promise<TargetInfo> {
@@ -116,6 +117,18 @@ export class HttpRepositoryClient implements AdministeredRepository {
   drainTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.targetDrain, undefined, call, { target }) }
   change(request: ChangeRepositoryRequest, call?: Call): Promise<RepositoryInfo> {
     return this.#transport.json({ method: 'PATCH', path: this.#path(ROUTES.repository), ...signalOf(call) }, request)
+  }
+  listJobs(call?: Call): Promise<JobsReply> { return this.#get(ROUTES.jobs, {}, call) }
+  getJob(job: string, call?: Call): Promise<JobRunInfo> { return this.#get(ROUTES.job, { job }, call) }
+  runJob(job: string, call?: Call): Promise<JobRunInfo> {
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.jobRun, { job }), repeatable: false, ...signalOf(call) })
+  }
+  cancelJob(job: string, call?: Call): Promise<JobRunInfo> {
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.jobCancel, { job }), idleMs: COMMIT_IDLE_MS, ...signalOf(call) })
+  }
+  async *watchJob(job: string, call?: Call): AsyncIterable<MaintenanceEvent> {
+    yield* readLines<MaintenanceEvent>(await this.#transport.stream({
+      method: 'GET', path: this.#path(ROUTES.jobEvents, { job }), accept: MEDIA.progress, idleMs: MAINTENANCE_IDLE_MS, ...signalOf(call) }), call?.signal)
   }
   async *#maintain(pattern: string, body: unknown, call?: Call, params: Readonly<Record<string, string>> = {}): AsyncIterable<MaintenanceEvent> {
     const encoded = body === undefined ? {} : { parts: [Buffer.from(JSON.stringify(body))], contentType: 'application/json' }

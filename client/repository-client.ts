@@ -2,8 +2,9 @@
 import type { FrameVerdict } from '../src/core/frames.js'
 import type { SessionId, SnapshotId } from '../src/core/ids.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
-  KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply,
+  CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
+  JobRunInfo, JobsReply, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
   TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
 
@@ -49,6 +50,14 @@ export interface AdministeredRepository extends RepositoryClient {
   backfillTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent>
   drainTarget(target: string, call?: Call): AsyncIterable<MaintenanceEvent>
   change(request: ChangeRepositoryRequest, call?: Call): Promise<RepositoryInfo>
+  /** Going away ends a dry run, no other. */
+  collect(options: CollectOptions, call?: Call): AsyncIterable<MaintenanceEvent>
+  listJobs(call?: Call): Promise<JobsReply>
+  /** `job`: a run's id, or the name of a configured job for its latest run. */
+  getJob(job: string, call?: Call): Promise<JobRunInfo>
+  runJob(name: string, call?: Call): Promise<JobRunInfo>
+  cancelJob(job: string, call?: Call): Promise<JobRunInfo>
+  watchJob(job: string, call?: Call): AsyncIterable<MaintenanceEvent>
 }
 /** Administration of a server: repositories and tokens. */
 export interface ServerClient {

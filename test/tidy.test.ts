@@ -27,8 +27,8 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'client': ['src/core', 'src/protocol'],
   'src/cli': ['src/core', 'src/protocol', 'src/store', 'src/index', 'src/repo', 'src/gc', 'src/server', 'client'],
 }
-/** Core files that belong to the server's side: the thin client has no sealing and no store. */
-const NOT_FOR_CLIENT = ['src/core/seal.ts']
+/** Core files that belong to the server's side: the thin client has no sealing, no store and no YAML. */
+const NOT_FOR_CLIENT = ['src/core/seal.ts', 'src/core/yaml.ts']
 
 /** Package → the only file (or folder, with a slash) that may import it. */
 const ONLY_IMPORTER: Readonly<Record<string, string>> = {
@@ -41,7 +41,8 @@ const ONLY_IMPORTER: Readonly<Record<string, string>> = {
   koffi: 'src/core/ffi.ts',
   commander: 'src/cli/',
   undici: 'src/store/http.ts',
-  yaml: 'src/store/swift/cloud-config.ts',
+  yaml: 'src/core/yaml.ts',
+  croner: 'src/server/jobs/cron-schedule.ts',
   '@aws-sdk/client-s3': 'src/store/s3/s3-client.ts',
   '@aws-sdk/credential-providers': 'src/store/s3/credentials.ts',
 }

@@ -1,16 +1,23 @@
-/** Follows a check or rebuild: progress while it runs, each problem on a line, and what it came to. */
+/** Follows a run of maintenance: progress while it runs, each problem on a line, and what it came to. */
 import { RoostError } from '../core/errors.js'
-import type { MaintenanceEvent } from '../core/messages.js'
+import type { JobKind, MaintenanceEvent } from '../core/messages.js'
 import type { CommandContext } from './context.js'
 import { EXIT, type ExitCode } from './exit-codes.js'
 import { formatBytes, formatCount, printable } from './format.js'
 
+type Done = Extract<MaintenanceEvent, { type: 'done' }>
+/** What one kind tells in words of its own. */
+export interface KindReport {
+  fate?(event: Extract<MaintenanceEvent, { type: 'fate' }>): void
+  /** Instead of all counts in a row. */
+  summary(done: Done): string
+}
+
 /** @throws {RoostError} what made it fail; BODY_TRUNCATED when it ended without saying how. */
-export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>,
-  what: 'check' | 'rebuild' | 'backfill' | 'drain'): Promise<ExitCode> {
+export async function followMaintenance(context: CommandContext, events: AsyncIterable<MaintenanceEvent>, what: JobKind, report?: KindReport): Promise<ExitCode> {
   const { output } = context
   let phase = ''
-  let done: Extract<MaintenanceEvent, { type: 'done' }> | undefined
+  let done: Done | undefined
   for await (const event of events) {
     output.record({ ...event })
     switch (event.type) {
@@ -29,18 +36,19 @@ export async function followMaintenance(context: CommandContext, events: AsyncIt
       case 'healed':
         output.line(`${what === 'check' ? 'healed' : 'copied'} ${printable(event.object)} on ${event.target} from ${event.from}`)
         break
+      case 'fate': report?.fate?.(event); break
       case 'done': done = event; break
       case 'failed': throw new RoostError(event.error.code, event.error.message, event.error.details)
     }
   }
   output.endProgress()
   if (done === undefined) throw new RoostError('BODY_TRUNCATED', `The ${what} ended without saying how.`)
-  const counts = Object.entries(done.counts).map(([name, count]) =>
-    /bytes/i.test(name) ? `${formatBytes(count)} ${wordsOf(name).replace(/^bytes | bytes$/, '')}`
-      : `${formatCount(count)} ${wordsOf(name)}`).join(', ')
-  output.line(`${what}: ${done.problems === 0 ? 'no problems' : `${formatCount(done.problems)} problem${done.problems === 1 ? '' : 's'}`}` +
-    (counts === '' ? '' : ` (${counts})`))
+  output.line(`${what}: ${describeProblems(done)}${report === undefined ? inParentheses(describeCounts(done)) : `; ${report.summary(done)}`}`)
   return done.problems === 0 ? EXIT.done : EXIT.doneWithProblems
 }
+const describeProblems = ({ problems }: Done): string => problems === 0 ? 'no problems' : `${formatCount(problems)} problem${problems === 1 ? '' : 's'}`
+const describeCounts = ({ counts }: Done): string => Object.entries(counts).map(([name, count]) =>
+  /bytes/i.test(name) ? `${formatBytes(count)} ${wordsOf(name).replace(/^bytes | bytes$/, '')}` : `${formatCount(count)} ${wordsOf(name)}`).join(', ')
+const inParentheses = (text: string): string => text === '' ? '' : ` (${text})`
 /** `bytesRead` → `bytes read`. */
 const wordsOf = (name: string): string => name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)

@@ -10,6 +10,7 @@ export async function withOfflineRepository(context: CommandContext, where: { re
   work: (repository: Repository) => Promise<void>): Promise<void> {
   // Loaded here, not above: commands that go through the server must not carry the repository's parts.
   const { openRepositoryHost } = await import('../repo/repository-host.js')
+  const { collectGarbage } = await import('../gc/collect.js')
   const lock = await lockDataDirectory(where.dataDirectory).catch((error: unknown) => {
     if (error instanceof DataLockedError)
       throw new UsageError(`${error.message} Stop the server first, or ask it: leave --data out.`, { cause: error })
@@ -18,7 +19,7 @@ export async function withOfflineRepository(context: CommandContext, where: { re
   try {
     const host = await openRepositoryHost({
       dataDirectory: where.dataDirectory, workers: SERVER_CONFIG_DEFAULTS.workers, spoolBytes: SERVER_CONFIG_DEFAULTS.spoolBytes,
-      environment: processEnvironment(),
+      environment: processEnvironment(), collector: collectGarbage,
       report: (repository, event) => {
         if (event.type !== 'recovered' && event.error !== undefined) context.output.warn(`${repository}: ${event.error.message}`)
       },

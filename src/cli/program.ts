@@ -3,6 +3,8 @@ import { Command } from 'commander'
 import type { Registry } from './command.js'
 import { registerBackup } from './commands/backup.js'
 import { registerBrowse } from './commands/browse.js'
+import { registerGc } from './commands/gc.js'
+import { registerJobs } from './commands/jobs.js'
 import { registerKey } from './commands/key.js'
 import { registerMaintenance } from './commands/maintenance.js'
 import { registerRepo } from './commands/repo.js'
@@ -52,6 +54,6 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .exitOverride()
   const registry: Registry = { program, runtime, finish }
   for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore,
-    registerMaintenance, registerTarget, registerKey]) register(registry)
+    registerGc, registerMaintenance, registerJobs, registerTarget, registerKey]) register(registry)
   return program
 }

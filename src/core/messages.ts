@@ -169,11 +169,68 @@ export type AddKeySlotRequest =
   | { readonly kind: 'passphrase'; readonly label: string; readonly passphrase: string }
   | { readonly kind: 'recovery'; readonly label: string; readonly publicKey: string }
 
-/** Lines of the NDJSON reply of a check, rebuild, backfill or drain; the last is `done` or `failed`. */
+export interface CollectOptions {
+  /** Marks and plans, and changes nothing. */
+  readonly dryRun?: boolean
+  /** Packs of which less than this share is needed are written anew, 0–1. Default 0.75. */
+  readonly repackBelow?: number
+  /** Bytes of packs read for repacking, a second. */
+  readonly bytesPerSecondMax?: number
+  /** Collects although nodes are damaged everywhere: what only they refer to may go. */
+  readonly acceptDamage?: boolean
+}
+
+/** Lines of the NDJSON reply of a collection, check, rebuild, backfill or drain; the last is `done` or `failed`. */
 export type MaintenanceEvent =
   | { readonly type: 'progress'; readonly phase: string; readonly done: number; readonly total: number }
   | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string }
   /** A copy that was missing or damaged was written anew from another target. `object`: a pack, snapshot, key slot or the header. */
   | { readonly type: 'healed'; readonly object: string; readonly target: string; readonly from: string }
+  /** What a collection does with a pack, and why. In a dry run: what it would do, for every pack. */
+  | { readonly type: 'fate'; readonly pack: string; readonly kind: 'data' | 'node'; readonly fate: 'keep' | 'drop' | 'repack'; readonly reason: string;
+      readonly storedBytes: number; readonly liveShare: number }
   | { readonly type: 'done'; readonly problems: number; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'failed'; readonly error: WireError }
+
+/** Kinds of maintenance. Each run of one is a job with an id, whether a person asked for it or the schedule. */
+export const JOB_KINDS = ['gc', 'check', 'rebuild', 'backfill', 'drain'] as const
+export type JobKind = (typeof JOB_KINDS)[number]
+/** `interrupted`: the server ended before the run did; the next run does what is left. */
+export const JOB_STATES = ['running', 'done', 'failed', 'cancelled', 'interrupted'] as const
+export type JobState = (typeof JOB_STATES)[number]
+export type JobOptions = Readonly<Record<string, unknown>>
+export interface JobRunInfo {
+  readonly id: string
+  readonly kind: JobKind
+  /** The configured job that this is a run of. */
+  readonly job?: string
+  readonly trigger: 'schedule' | 'hand'
+  readonly options: JobOptions
+  readonly state: JobState
+  readonly startedAtMs: number
+  /** Unknown for runs that the server's end interrupted. */
+  readonly endedAtMs?: number
+  readonly progress?: { readonly phase: string; readonly done: number; readonly total: number }
+  /** So far, while it runs. */
+  readonly problems: number; readonly healed: number
+  /** What the run came to; empty while it runs. */
+  readonly counts: Readonly<Record<string, number>>
+  /** Why it failed. */
+  readonly error?: { readonly code: ErrorCode; readonly message: string }
+}
+/** A job of the server's configuration, on one repository. */
+export interface JobInfo {
+  readonly name: string
+  readonly kind: JobKind
+  readonly cron: string
+  readonly timeZone: string
+  readonly jitterSeconds: number
+  readonly options: JobOptions
+  /** Jitter included; in the past while it waits for its turn. Null: not known yet. */
+  readonly nextRunAtMs: number | null
+  /** The run that it has to wait for, when its time came while the repository was busy. */
+  readonly waitingFor?: string
+  readonly lastRun?: JobRunInfo
+}
+/** `runs`: those under way, then those that ended, newest first. */
+export interface JobsReply { readonly jobs: readonly JobInfo[]; readonly runs: readonly JobRunInfo[] }

@@ -100,6 +100,29 @@ export interface CondemnRequest {
 /** Verified copies of a pack's entries, in packs that are in the index: copy i holds the entries of `packs[i]`. */
 export interface MoveRequest extends CondemnRequest { readonly copies: readonly { readonly packNumber: PackNumber; readonly entries: PackEntries }[] }
 
+/** What is known of lost chunks. `generation` advances whenever chunks are lost: what was found whole at the current one is whole as far as is known. */
+export interface DamageState { readonly chunks: number; readonly generation: number }
+/** A chunk that is whole nowhere. `packNumber`: where it was; 0 = in no pack that the index knows of. */
+export interface DamagedChunk { readonly id: Buffer; readonly packNumber: number }
+/** `sequence`: order of verifications, from 1. */
+export interface VerifiedPack { readonly sequence: number; readonly packNumber: PackNumber; readonly atMs: number }
+/** A damaged pack gives way to whole copies of what was still readable in it. `then`: its row stays, with nothing that lives in it (`keep`); is
+ *  forgotten, because it is nowhere (`forget`); or its objects are deleted, too (`doom`). */
+export interface EvacuateRequest {
+  readonly then: 'keep' | 'forget' | 'doom'
+  readonly packNumber: PackNumber
+  /** Packed ids of all chunks that may live in the pack. */
+  readonly ids: Buffer
+  readonly copies: readonly { readonly packNumber: PackNumber; readonly entries: PackEntries }[]
+  /** With `doom`: slots of the targets that may hold the pack. */
+  readonly slots: number
+}
+/** `needed`: a live entry has no copy; nothing was changed. `collecting`: a collection knows the pack by its positions; ask again after it. */
+export type EvacuateResult = 'evacuated' | 'needed' | 'collecting' | 'gone'
+/** What the index says of an entry of a pack. `absent`: nothing, though it should. `superseded`: passed over, its id lives (or lived) elsewhere.
+ *  `lost`: known as lost with this or another pack. `spare`: passed over, and the id is lost elsewhere: this copy brings it back. */
+export const ENTRY_STATES = { absent: 0, differs: 1, live: 2, elsewhere: 3, superseded: 4, lost: 5, spare: 6 } as const
+
 /** What a commit may rely on for one reference. */
 export const REF_STATES = { missing: 0, wrongKind: 1, unpinned: 2, pinned: 3, inherited: 4 } as const
 export type RefState = (typeof REF_STATES)[keyof typeof REF_STATES]
@@ -114,6 +137,8 @@ export interface IndexTotals {
   readonly snapshots: number; readonly sessionsOpen: number
   /** Packs that left the index and are not deleted everywhere yet. */
   readonly doomedPacks: number; readonly doomedBytes: number
+  /** Chunks that are whole nowhere. */
+  readonly damagedChunks: number
 }
 
 export interface ChunkIndex {
@@ -131,7 +156,7 @@ export interface ChunkIndex {
   /** Durable. Clears bits of `heldBy` in every row, and of `pending` in doomed ones: their targets are not this repository's any more. */
   clearHolders(slots: number): Promise<void>
   /** Durable, in many transactions: dying in between and repeating finishes it. Drops packs that are nowhere, and their entries: the
-   *  missing-query answers "missing" again. Entries of other packs that had lost to these come back by `reviveEntries`. */
+   *  missing-query answers "missing" again, and what lived there is known as damaged. Entries of other packs that had lost to these come back by `reviveEntries`. */
   forgetPacks(packNumbers: readonly PackNumber[]): Promise<void>
   /** Durable. Adds those entries of a pack in the index whose ids are nowhere. @returns how many. */
   reviveEntries(packNumber: PackNumber, entries: PackEntries): Promise<number>
@@ -196,6 +221,31 @@ export interface ChunkIndex {
   isDoomed(packId: PackId): Promise<boolean>
   /** Durable. These targets do not have the pack any more; without any pending, it is forgotten. */
   settleDoomed(packIds: readonly PackId[], slots: number): Promise<void>
+
+  // damage and care (docs/scrub.md)
+  /** Durable. These chunks (packed ids) are whole nowhere: one that lives in this pack leaves the index ("missing" to everybody), and every one that
+   *  then lives nowhere is known as damaged until a pack brings it again (addPack, reviveEntries). Those that live in another pack are passed over.
+   *  @returns how many were not known */
+  markDamaged(packNumber: number, ids: Buffer): Promise<number>
+  /** Ascending id, strictly after `after`. */
+  listDamaged(after: Buffer | undefined, limit: number): Promise<DamagedChunk[]>
+  damageState(): Promise<DamageState>
+  /** Durable. Nothing that is kept needs a damaged chunk: forgets them all, unless more were lost since that generation. @returns whether it did */
+  forgetDamage(generation: number): Promise<boolean>
+  /** The snapshot was found whole by a look that began at that generation. */
+  noteWhole(snapshotId: SnapshotId, generation: number): Promise<void>
+  /** The latest generation at which it was; undefined = it was never looked at. */
+  wholeAt(snapshotId: SnapshotId): Promise<number | undefined>
+  /** Durable. Switches what lives in a damaged pack to its copies, pins too. */
+  evacuatePack(request: EvacuateRequest): Promise<EvacuateResult>
+  /** One ENTRY_STATES byte per entry, of one moment. */
+  inspectEntries(packNumber: PackNumber, entries: PackEntries): Promise<Uint8Array>
+  /** Not durable: what a crash forgets is verified again. Without effect for a pack that is not in the index. */
+  noteVerified(packNumber: PackNumber, atMs: number): Promise<void>
+  /** Packs that were never verified among the `limit` packs after number `after`, and where to go on (undefined = that was all). */
+  listUnverified(after: number, limit: number): Promise<{ readonly packs: readonly PackRow[]; readonly next: number | undefined }>
+  /** Least recently verified first, strictly after sequence `after`. */
+  listVerified(after: number, limit: number): Promise<VerifiedPack[]>
 
   // lifetime
   /** Durable. Whether packs and snapshots of the target have been taken in completely (see rebuild). */

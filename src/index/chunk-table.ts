@@ -96,8 +96,9 @@ export class ChunkTable {
     return value !== undefined && packNumberOfValue(value) === packNumber && entryNumberOfValue(value) === entry
   }
   /** Inside a transaction: the id of that entry is nowhere any more. */
-  remove(entries: PackEntries, entry: number): void {
-    entries.idProofs.copy(this.#key, 0, entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES)
+  remove(entries: PackEntries, entry: number): void { this.removeAt(entries.idProofs, entry * ID_PROOF_BYTES) }
+  removeAt(ids: Buffer, idAt: number): void {
+    ids.copy(this.#key, 0, idAt, idAt + CHUNK_ID_BYTES)
     this.#table.removeSync(this.#key)
   }
   /** Inside a transaction: the id lives at that entry from now on. */
@@ -108,18 +109,23 @@ export class ChunkTable {
   }
 
   /** Removes entries that lie in one of `packs`, among the `limit` keys after `after`. Inside a transaction.
-   *  @returns how many of each kind, and where to go on (undefined = that was all). */
-  removeOf(packs: ReadonlySet<number>, after: Buffer | undefined, limit: number): { next: Buffer | undefined; data: number; nodes: number } {
+   *  @returns how many of each kind, which of each pack, and where to go on (undefined = that was all). */
+  removeOf(packs: ReadonlySet<number>, after: Buffer | undefined, limit: number): { next: Buffer | undefined; data: number; nodes: number; lost: Map<number, Buffer[]> } {
     let next: Buffer | undefined, data = 0, nodes = 0
+    const lost = new Map<number, Buffer[]>()
     const range = after === undefined ? { limit } : { start: after, exclusiveStart: true, limit }
     for (const { key, value } of [...this.#table.getRange(range)]) {
       next = key
-      if (!packs.has(packNumberOfValue(value))) continue
+      const pack = packNumberOfValue(value)
+      if (!packs.has(pack)) continue
       if (isNodeKind(kindOfValue(value) as ChunkKind)) nodes++
       else data++
       this.#table.removeSync(key)
+      const ids = lost.get(pack)
+      if (ids === undefined) lost.set(pack, [Buffer.from(key)])
+      else ids.push(Buffer.from(key))
     }
-    return { next, data, nodes }
+    return { next, data, nodes, lost }
   }
 
   scan(after: Buffer | undefined, limit: number): { ids: Buffer; locations: Locations } {

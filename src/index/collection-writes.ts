@@ -8,7 +8,7 @@ import { removePack, type IndexTables } from './pack-writes.js'
 import { bitmapOfRun, entryOfPosition, everyRun, packOfPosition, positionOf } from './positions.js'
 import { hasBit, isNodeKind, type PinBits, type SessionKey } from './row-codec.js'
 
-interface SessionPins { readonly session: SessionKey; readonly bits: PinBits }
+export interface SessionPins { readonly session: SessionKey; readonly bits: PinBits }
 
 export function condemn(tables: IndexTables, request: CondemnRequest): CondemnResult {
   return movePack(tables, { ...request, copies: [] })
@@ -32,25 +32,25 @@ export function movePack(tables: IndexTables, request: MoveRequest): CondemnResu
     else dead.push(entry)
   }
   for (const entry of dead) chunks.remove(entries, entry)
-  switchEntries(tables, pack, request, moved)
+  switchEntries(tables, pack, copies, moved)
   followMoves(tables, pins, moved)
   dropPack(tables, pack, request.slots, dead.length)
   return 'condemned'
 }
 
 /** Which sessions, HELD among them, pin what of the pack. */
-function pinsOn({ sessions, pins }: IndexTables, packNumber: number): SessionPins[] {
+export function pinsOn({ sessions, pins }: IndexTables, packNumber: number): SessionPins[] {
   return [...sessions.getKeys({}), HELD].map((key) => ({ session: Buffer.from(key), bits: pins.at(key, packNumber) }))
     .filter(({ bits }) => bits.pinned.length > 0)
 }
-function placesOf(copies: MoveRequest['copies']): Map<ChunkKey, number> {
+export function placesOf(copies: MoveRequest['copies']): Map<ChunkKey, number> {
   const places = new Map<ChunkKey, number>()
   for (const { packNumber, entries } of copies)
     for (let entry = 0; entry < entries.count; entry++) places.set(chunkKey(entries.idProofs, entry * ID_PROOF_BYTES), positionOf(packNumber, entry))
   return places
 }
 
-function switchEntries({ chunks, superseded }: IndexTables, pack: PackRow, { copies }: MoveRequest, moved: readonly { to: number }[]): void {
+export function switchEntries({ chunks, superseded }: IndexTables, pack: PackRow, copies: MoveRequest['copies'], moved: readonly { to: number }[]): void {
   const positions = Float64Array.from(moved, ({ to }) => to).sort()
   everyRun(positions, (number, run) => {
     const copy = copies.find(({ packNumber }) => packNumber === number)!
@@ -60,7 +60,7 @@ function switchEntries({ chunks, superseded }: IndexTables, pack: PackRow, { cop
   })
 }
 /** Who pinned an entry pins its copy. */
-function followMoves({ pins }: IndexTables, pinned: readonly SessionPins[], moved: readonly { entry: number; to: number }[]): void {
+export function followMoves({ pins }: IndexTables, pinned: readonly SessionPins[], moved: readonly { entry: number; to: number }[]): void {
   for (const { session, bits } of pinned)
     for (const level of ['pinned', 'inherited'] as const) {
       const positions = Float64Array.from(moved.filter(({ entry }) => hasBit(bits[level], entry)), ({ to }) => to).sort()
@@ -70,7 +70,7 @@ function followMoves({ pins }: IndexTables, pinned: readonly SessionPins[], move
       })
     }
 }
-function dropPack(tables: IndexTables, pack: PackRow, slots: number, removed: number): void {
+export function dropPack(tables: IndexTables, pack: PackRow, slots: number, removed: number): void {
   const { pins, state, sessions, collection } = tables
   for (const session of [...sessions.getKeys({}), HELD]) pins.remove(Buffer.from(session), pack.packNumber)
   removePack(tables, pack.packNumber)

@@ -45,6 +45,12 @@ export function checkChunkValue(value: Uint8Array, ids: Uint8Array, idAt: number
     throw corrupt('The entry of a chunk fails its check.')
   if (!isChunkKind(kindOfValue(value)) || packNumberOfValue(value) === 0) throw corrupt('The entry of a chunk has no kind.')
 }
+/** Whether a checked value of the same id says what the entry says of place and length. */
+export function entryMatches(value: Uint8Array, entries: PackEntries, entry: number): boolean {
+  return (wordAt(value, 8) >>> 0) === entries.blockOffsets[entry] && (wordAt(value, 12) >>> 0) === entries.blockStoredBytes[entry] &&
+    (wordAt(value, 16) >>> 0) === entries.offsetsInBlock[entry] && rawBytesOfValue(value) === entries.rawBytes[entry] &&
+    proofMatches(value, entries.idProofs, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES)
+}
 export const packNumberOfValue = (value: Uint8Array): number => wordAt(value, 0) >>> 0
 export const entryNumberOfValue = (value: Uint8Array): number => wordAt(value, 4) & ENTRY_MASK
 export const kindOfValue = (value: Uint8Array): number => wordAt(value, 4) >>> ENTRY_BITS

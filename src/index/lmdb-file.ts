@@ -44,7 +44,7 @@ export function environmentOptions(directory: string, mapBytes: number) {
   return {
     path: directory,
     noSubdir: false,
-    maxDbs: 12,
+    maxDbs: 32,
     maxReaders: 126,
     // Ample from the start, so that growth hardly ever means a new map.
     mapSize: mapBytes,

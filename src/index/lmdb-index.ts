@@ -5,7 +5,8 @@
  *    packs              pack number → row                        snapshots          sequence → head
  *    pack-ids           pack id → pack number                    records            sequence → signature, record
  *    superseded         pack number, entry → chunk id            snapshot-ids       snapshot id → sequence
- *    doomed             pack id → targets that may have it
+ *    doomed             pack id → targets that may have it       damaged            chunk id → pack number
+ *    verified, verified-order  pack number ↔ sequence, time      whole              snapshot id → generation
  *                                                                session-snapshots  session id → sequence
  *  Numbers in keys are u32 big-endian, so that key order is their order; rows are those of row-codec.
  *
@@ -27,6 +28,8 @@ import { REF_STATES } from './chunk-index.js'
 import { corrupt } from './checksum.js'
 import { ChunkTable } from './chunk-table.js'
 import { CollectionTable, HELD } from './collection-table.js'
+import { DamageTable } from './damage-table.js'
+import { DamageMethods } from './damage-methods.js'
 import { condemn, movePack } from './collection-writes.js'
 import { entryNumberOfValue, kindOfValue, packNumberOfValue } from './entry-codec.js'
 import { claimIndexDirectory } from './index-directory.js'
@@ -80,7 +83,7 @@ function translate(error: unknown): unknown {
   return error
 }
 
-class LmdbIndex implements ChunkIndex {
+class LmdbIndex extends DamageMethods implements ChunkIndex {
   #openedClean = true
   #closing: Promise<void> | undefined
   readonly #state: StateTable
@@ -92,15 +95,18 @@ class LmdbIndex implements ChunkIndex {
   readonly #pins: PinTable
   readonly #snapshots: SnapshotTable
   readonly #collection: CollectionTable
+  readonly #damage: DamageTable
   /** Last use of sessions, not yet in their rows: written at close. */
   readonly #lastUsedAtMs = new Map<SessionId, number>()
 
   constructor(readonly root: RootDatabase, readonly release: () => void) {
+    super()
     const table = (name: string): Table =>
       root.openDB({ name, encoding: 'binary', keyEncoding: 'binary', cache: false, compression: false }) as unknown as Table
     const state = table('state')
     this.#state = new StateTable(state)
     this.#collection = new CollectionTable(state, table('doomed'))
+    this.#damage = new DamageTable({ state, damaged: table('damaged'), whole: table('whole'), verified: table('verified'), verifiedOrder: table('verified-order') })
     this.#packs = new PackTable(table('packs'), table('pack-ids'))
     this.#sessions = table('sessions')
     this.#superseded = new SupersededTable(table('superseded'))
@@ -109,9 +115,9 @@ class LmdbIndex implements ChunkIndex {
     this.#snapshots = new SnapshotTable(table('snapshots'), table('records'), table('snapshot-ids'),
       table('session-snapshots'))
   }
-  get #tables(): IndexTables {
+  protected get tables(): IndexTables & { snapshots: SnapshotTable } {
     return { packs: this.#packs, chunks: this.#chunks, pins: this.#pins, superseded: this.#superseded, state: this.#state,
-      sessions: this.#sessions, collection: this.#collection }
+      sessions: this.#sessions, collection: this.#collection, damage: this.#damage, snapshots: this.#snapshots }
   }
   get openedClean(): boolean { return this.#openedClean }
 
@@ -119,7 +125,7 @@ class LmdbIndex implements ChunkIndex {
     const fresh = !this.#state.isBound(identity)
     this.#openedClean = fresh || this.#state.flag('clean')
     // Durable before any session can open, so that no crash later can look like a clean close.
-    await this.#writeDurably(() => {
+    await this.writeDurably(() => {
       if (fresh) this.#state.bind(identity)
       if (!this.#openedClean) for (const key of [...this.#sessions.getKeys({})]) this.#dropSession(key)
       if (this.#collection.collecting !== 0) this.#endCollection() // its marks were in the memory of the last process
@@ -131,7 +137,7 @@ class LmdbIndex implements ChunkIndex {
 
   async reservePackNumbers(count: number): Promise<PackNumber> {
     assert(Number.isInteger(count) && count > 0, 'a positive count of numbers')
-    return this.#writeDurably(() => {
+    return this.writeDurably(() => {
       const counters = this.#state.counters()
       const first = counters.nextPackNumber
       assert(first + count <= 2 ** 32, 'pack numbers are u32')
@@ -142,20 +148,20 @@ class LmdbIndex implements ChunkIndex {
 
   async addPack(pack: PackRow, entries: PackEntries, pins: readonly PackPins[]): Promise<PackNumber> {
     assert(entries.count === pack.entryCount && entries.idProofs.length === entries.count * ID_PROOF_BYTES, 'whole entries')
-    return this.#writeDurably(() => {
+    return this.writeDurably(() => {
       const existing = this.#packs.find(pack.packId)
       const number = existing?.packNumber ?? pack.packNumber
-      if (existing === undefined) insertPack(this.#tables, pack, entries)
+      if (existing === undefined) insertPack(this.tables, pack, entries)
       for (const { sessionId, bitmap } of pins) {
         const session = sessionKey(sessionId)
-        if (this.#sessions.doesExist(session)) pinBitmap(this.#tables, session, number, bitmap)
+        if (this.#sessions.doesExist(session)) pinBitmap(this.tables, session, number, bitmap)
       }
       return packNumber(number)
     })
   }
 
   async placePack(number: PackNumber, places: PackPlaces): Promise<PackRow | undefined> {
-    return this.#writeDurably(() => {
+    return this.writeDurably(() => {
       const pack = this.#packs.get(number)
       if (pack === undefined) return undefined
       const placed = placedRow(pack, places)
@@ -170,7 +176,7 @@ class LmdbIndex implements ChunkIndex {
   }
   async clearHolders(slots: number): Promise<void> {
     for (let after = 0; ;) {
-      const last = await this.#writeDurably(() => {
+      const last = await this.writeDurably(() => {
         const rows = this.#packs.list(after, ROWS_PER_WRITE)
         for (const row of rows) this.#packs.put(placedRow(row, { remove: slots }))
         return rows.at(-1)?.packNumber
@@ -189,40 +195,41 @@ class LmdbIndex implements ChunkIndex {
   async forgetPacks(numbers: readonly PackNumber[]): Promise<void> {
     const gone = new Set<number>(numbers)
     for (let after: Buffer | undefined; ;) {
-      const last = await this.#writeDurably(() => {
-        const { next, data, nodes } = this.#chunks.removeOf(gone, after, ROWS_PER_WRITE)
+      const last = await this.writeDurably(() => {
+        const { next, data, nodes, lost } = this.#chunks.removeOf(gone, after, ROWS_PER_WRITE)
         if (data + nodes > 0) {
           const counters = this.#state.counters()
           this.#state.putCounters({ ...counters, chunks: counters.chunks - data - nodes, dataChunks: counters.dataChunks - data,
             nodeChunks: counters.nodeChunks - nodes, removals: counters.removals + 1 })
+          for (const [number, ids] of lost) this.#damage.lose(Buffer.concat(ids), number)
         }
         return next
       })
       if (last === undefined) break
       after = last
     }
-    for (const number of numbers) await this.#writeDurably(() => { removePack(this.#tables, number) })
+    for (const number of numbers) await this.writeDurably(() => { removePack(this.tables, number) })
   }
   async reviveEntries(number: PackNumber, entries: PackEntries): Promise<number> {
-    return this.#writeDurably(() => reviveEntries(this.#tables, number, entries))
+    return this.writeDurably(() => reviveEntries(this.tables, number, entries))
   }
 
-  async getPack(number: PackNumber): Promise<PackRow | undefined> { return this.#read(() => this.#packs.get(number)) }
-  async findPack(packId: PackId): Promise<PackRow | undefined> { return this.#read(() => this.#packs.find(packId)) }
-  async listPacks(after: number, limit: number): Promise<PackRow[]> { return this.#read(() => this.#packs.list(after, limit)) }
-  async locate(ids: Buffer): Promise<Locations> { return this.#read(() => this.#chunks.locate(ids)) }
+  async getPack(number: PackNumber): Promise<PackRow | undefined> { return this.read(() => this.#packs.get(number)) }
+  async findPack(packId: PackId): Promise<PackRow | undefined> { return this.read(() => this.#packs.find(packId)) }
+  async listPacks(after: number, limit: number): Promise<PackRow[]> { return this.read(() => this.#packs.list(after, limit)) }
+  async locate(ids: Buffer): Promise<Locations> { return this.read(() => this.#chunks.locate(ids)) }
   async scanChunks(after: Buffer | undefined, limit: number): Promise<{ ids: Buffer; locations: Locations }> {
-    return this.#read(() => this.#chunks.scan(after, limit))
+    return this.read(() => this.#chunks.scan(after, limit))
   }
   async totals(): Promise<IndexTotals> {
-    const { nextPackNumber: _, nextSequence: __, removals: ___, ...totals } = this.#read(() => this.#state.counters())
-    return totals
+    const { nextPackNumber: _, nextSequence: __, removals: ___, ...totals } = this.read(() => this.#state.counters())
+    return { ...totals, damagedChunks: this.read(() => this.#damage.state().chunks) }
   }
 
   // ——— sessions and pins ———
 
   async openSession(session: SessionRow): Promise<void> {
-    await this.#writeDurably(() => {
+    await this.writeDurably(() => {
       const key = sessionKey(session.sessionId)
       assert(!this.#sessions.doesExist(key), 'a session id is used once')
       this.#sessions.putSync(key, encodeSessionRow(key, session))
@@ -231,22 +238,22 @@ class LmdbIndex implements ChunkIndex {
     })
   }
   async getSession(sessionId: SessionId): Promise<SessionRow | undefined> {
-    return this.#read(() => {
+    return this.read(() => {
       const key = sessionKey(sessionId)
       const row = this.#sessions.getBinary(key)
       return row === undefined ? undefined : this.#withLastUse(decodeSessionRow(key, row))
     })
   }
   async listSessions(): Promise<SessionRow[]> {
-    return this.#read(() =>
+    return this.read(() =>
       Array.from(this.#sessions.getRange({}), ({ key, value }) => this.#withLastUse(decodeSessionRow(key, value))))
   }
   async touchSession(sessionId: SessionId, nowMs: number): Promise<void> {
-    this.#read(() => { this.#requireSession(sessionId) })
+    this.read(() => { this.#requireSession(sessionId) })
     this.#lastUsedAtMs.set(sessionId, nowMs)
   }
   async closeSession(sessionId: SessionId): Promise<void> {
-    await this.#writeDurably(() => { this.#dropSession(sessionKey(sessionId)) })
+    await this.writeDurably(() => { this.#dropSession(sessionKey(sessionId)) })
     this.#lastUsedAtMs.delete(sessionId)
   }
 
@@ -260,14 +267,14 @@ class LmdbIndex implements ChunkIndex {
   /** Looks first without a transaction: with nothing present, or all pinned already, there is nothing to write. What was
    *  found then still holds inside the transaction if no live entry was removed in between; else it is looked up anew. */
   async #pinFound(sessionId: SessionId, ids: Buffer, stride: number, level: keyof PinBits): Promise<Uint8Array> {
-    const before = this.#read(() => {
+    const before = this.read(() => {
       const session = this.#requireSession(sessionId)
       const present = this.#chunks.present(ids, stride)
       const settled = this.#pins.holds(session, present.positions, level)
       return { present, settled, removals: settled ? 0 : this.#state.counters().removals }
     })
     if (before.settled) return before.present.found
-    return this.#write(() => {
+    return this.write(() => {
       const session = this.#requireSession(sessionId)
       const present = this.#state.counters().removals === before.removals ? before.present : this.#chunks.present(ids, stride)
       this.#pins.add(session, present.positions, level)
@@ -276,12 +283,12 @@ class LmdbIndex implements ChunkIndex {
   }
 
   async pinEntries(sessionId: SessionId, number: PackNumber, bitmap: Uint8Array): Promise<void> {
-    await this.#write(() => { pinBitmap(this.#tables, this.#requireSession(sessionId), number, bitmap) })
+    await this.write(() => { pinBitmap(this.tables, this.#requireSession(sessionId), number, bitmap) })
   }
 
   async inspectRefs(sessionId: SessionId, refs: Buffer): Promise<Uint8Array> {
     assert(refs.length % NODE_REF_BYTES === 0, 'whole references')
-    return this.#read(() => {
+    return this.read(() => {
       const session = this.#requireSession(sessionId)
       const states = new Uint8Array(refs.length / NODE_REF_BYTES)
       const positions = new Float64Array(states.length)
@@ -298,7 +305,7 @@ class LmdbIndex implements ChunkIndex {
 
   // ——— snapshots ———
   async commitSnapshot(snapshot: Omit<SnapshotRow, 'sequence'>, session: SessionId | null): Promise<SnapshotRow> {
-    const row = await this.#writeDurably(() => {
+    const row = await this.writeDurably(() => {
       const existing = this.#snapshots.get(snapshot.snapshotId)
       if (existing !== undefined) return existing
       const key = session === null ? undefined : this.#requireSession(session)
@@ -318,17 +325,18 @@ class LmdbIndex implements ChunkIndex {
     return row
   }
   async getSnapshot(snapshotId: SnapshotId): Promise<SnapshotRow | undefined> {
-    return this.#read(() => this.#snapshots.get(snapshotId))
+    return this.read(() => this.#snapshots.get(snapshotId))
   }
   async listSnapshots(query: { before?: number; limit: number; source?: string; tag?: string }): Promise<SnapshotRow[]> {
-    return this.#read(() => this.#snapshots.list(query))
+    return this.read(() => this.#snapshots.list(query))
   }
   async findSnapshotOfSession(sessionId: SessionId): Promise<SnapshotRow | undefined> {
-    return this.#read(() => this.#snapshots.ofSession(sessionKey(sessionId)))
+    return this.read(() => this.#snapshots.ofSession(sessionKey(sessionId)))
   }
   async deleteSnapshot(snapshotId: SnapshotId, root: Buffer): Promise<void> {
-    await this.#writeDurably(() => {
+    await this.writeDurably(() => {
       if (!this.#snapshots.remove(snapshotId)) return
+      this.#damage.forgetSnapshot(snapshotId)
       const live = this.#collection.collecting === 0 ? undefined : this.#chunks.position(root)
       if (live !== undefined) this.#pins.add(HELD, Float64Array.of(live), 'inherited')
       const counters = this.#state.counters()
@@ -338,30 +346,30 @@ class LmdbIndex implements ChunkIndex {
 
   // ——— collection ———
   async beginCollection(): Promise<number> {
-    return this.#writeDurably(() => {
+    return this.writeDurably(() => {
       this.#endCollection()
       return this.#collection.begin()
     })
   }
   async endCollection(epoch: number): Promise<void> {
-    await this.#writeDurably(() => { if (this.#collection.collecting === epoch) this.#endCollection() })
+    await this.writeDurably(() => { if (this.#collection.collecting === epoch) this.#endCollection() })
   }
   #endCollection(): void {
     this.#pins.drop(HELD)
     this.#collection.end()
   }
   async listPins(after: PinCursor | undefined, limit: number): Promise<{ pins: readonly PackPinned[]; next: PinCursor | undefined }> {
-    return this.#read(() => {
+    return this.read(() => {
       const rows = this.#pins.list(after, limit)
       return { pins: rows.map((row) => ({ packNumber: packNumber(row.packNumber), ...row.pins })), next: rows.at(-1)?.key }
     })
   }
-  async condemnPack(request: CondemnRequest): Promise<CondemnResult> { return this.#writeDurably(() => condemn(this.#tables, request)) }
-  async movePack(request: MoveRequest): Promise<CondemnResult> { return this.#writeDurably(() => movePack(this.#tables, request)) }
-  async listDoomed(after: PackId | undefined, limit: number): Promise<DoomedPack[]> { return this.#read(() => this.#collection.list(after, limit)) }
-  async isDoomed(packId: PackId): Promise<boolean> { return this.#read(() => this.#collection.isDoomed(packId)) }
+  async condemnPack(request: CondemnRequest): Promise<CondemnResult> { return this.writeDurably(() => condemn(this.tables, request)) }
+  async movePack(request: MoveRequest): Promise<CondemnResult> { return this.writeDurably(() => movePack(this.tables, request)) }
+  async listDoomed(after: PackId | undefined, limit: number): Promise<DoomedPack[]> { return this.read(() => this.#collection.list(after, limit)) }
+  async isDoomed(packId: PackId): Promise<boolean> { return this.read(() => this.#collection.isDoomed(packId)) }
   async settleDoomed(packIds: readonly PackId[], slots: number): Promise<void> {
-    await this.#writeDurably(() => {
+    await this.writeDurably(() => {
       const settled = packIds.flatMap((packId) => this.#collection.settle(packId, slots) ?? [])
       if (settled.length === 0) return
       const counters = this.#state.counters()
@@ -372,9 +380,9 @@ class LmdbIndex implements ChunkIndex {
 
   // ——— lifetime ———
   async setComplete(complete: boolean): Promise<void> {
-    await this.#writeDurably(() => { this.#state.setFlag('complete', complete) })
+    await this.writeDurably(() => { this.#state.setFlag('complete', complete) })
   }
-  async isComplete(): Promise<boolean> { return this.#read(() => this.#state.flag('complete')) }
+  async isComplete(): Promise<boolean> { return this.read(() => this.#state.flag('complete')) }
   async flush(): Promise<void> {
     this.#requireOpen()
     await this.root.flushed
@@ -401,17 +409,17 @@ class LmdbIndex implements ChunkIndex {
 
   // ——— rows ———
   #requireOpen(): void { assert(this.#closing === undefined, 'the index is open') }
-  #read<T>(work: () => T): T {
+  protected read<T>(work: () => T): T {
     this.#requireOpen()
     try { return work() } catch (error) { throw translate(error) }
   }
   /** Atomic and, once resolved, visible. */
-  async #write<T>(work: () => T): Promise<T> {
+  protected async write<T>(work: () => T): Promise<T> {
     this.#requireOpen()
     try { return await this.root.childTransaction(work) } catch (error) { throw translate(error) }
   }
   /** Atomic and, once resolved, visible and on disk. */
-  async #writeDurably<T>(work: () => T): Promise<T> {
+  protected async writeDurably<T>(work: () => T): Promise<T> {
     this.#requireOpen()
     return this.#durably(work)
   }

@@ -8,7 +8,9 @@ import { CHUNK_ID_BYTES, CHUNK_KINDS, ID_PROOF_BYTES, chunkKey, packNumber, type
 import { NODE_REF_BYTES } from '../core/node-format.js'
 import { placedRow } from './pack-places.js'
 import { staleCollection } from './collection-table.js'
-import { REF_STATES, type ChunkIndex, type CondemnRequest, type CondemnResult, type DoomedPack, type IndexTotals, type Locations, type MoveRequest,
+import { DamageMemory } from './damage-memory.js'
+import { ENTRY_STATES, REF_STATES, type ChunkIndex, type CondemnRequest, type CondemnResult, type DamagedChunk, type DamageState, type DoomedPack,
+  type EvacuateRequest, type EvacuateResult, type VerifiedPack, type IndexTotals, type Locations, type MoveRequest,
   type PackEntries, type PackPinned, type PackPins, type PinCursor, type PackPlaces, type PackRow,
   type RefState, type SessionRow, type SnapshotRow } from './chunk-index.js'
 
@@ -40,6 +42,7 @@ class MemoryIndex implements ChunkIndex {
   #collecting = 0
   #held: Pick<Session, 'pinned' | 'inherited'> = { pinned: new Set(), inherited: new Set() }
   readonly #doomed = new Map<PackId, DoomedPack>()
+  readonly #damage = new DamageMemory()
 
   async reservePackNumbers(count: number): Promise<PackNumber> {
     this.#requireOpen()
@@ -65,6 +68,7 @@ class MemoryIndex implements ChunkIndex {
     assert(pack.packNumber > 0 && pack.packNumber < this.#nextPackNumber, 'the pack number was reserved')
     assert(!this.#packs.has(pack.packNumber), 'the pack number is not in use')
     this.#packs.set(pack.packNumber, pack)
+    this.#damage.healed(entries)
     for (let i = 0; i < entries.count; i++) {
       const id = chunkKey(entries.idProofs, i * ID_PROOF_BYTES)
       const live = this.#chunks.get(id)
@@ -102,10 +106,13 @@ class MemoryIndex implements ChunkIndex {
   }
   async forgetPacks(numbers: readonly PackNumber[]): Promise<void> {
     this.#requireOpen()
-    for (const [id, entry] of this.#chunks) if (numbers.includes(packNumber(entry.packNumber))) this.#chunks.delete(id)
     for (const number of numbers) {
+      const lost = [...this.#chunks].filter(([, entry]) => entry.packNumber === number).map(([id]) => id)
+      for (const id of lost) this.#chunks.delete(id)
+      this.#damage.lose(lost, number)
       for (const dead of this.#superseded.keys()) if (dead.startsWith(`${number}:`)) this.#superseded.delete(dead)
       this.#packs.delete(number)
+      this.#damage.forgetPack(number)
     }
   }
   async reviveEntries(number: PackNumber, entries: PackEntries): Promise<number> {
@@ -120,6 +127,7 @@ class MemoryIndex implements ChunkIndex {
       this.#superseded.delete(place(number, i))
       revived++
     }
+    this.#damage.healed(entries)
     return revived
   }
   async getPack(number: PackNumber): Promise<PackRow | undefined> { this.#requireOpen(); return this.#packs.get(number) }
@@ -149,7 +157,7 @@ class MemoryIndex implements ChunkIndex {
       rawBytes: sum(packs.map((pack) => pack.rawBytes)), storedBytes: sum(packs.map((pack) => pack.storedBytes)),
       spooledPacks: spooled.length, spooledBytes: sum(spooled.map((pack) => pack.storedBytes)),
       snapshots: this.#snapshots.size, sessionsOpen: this.#sessions.size,
-      doomedPacks: this.#doomed.size, doomedBytes: sum([...this.#doomed.values()].map(({ storedBytes }) => storedBytes)),
+      doomedPacks: this.#doomed.size, doomedBytes: sum([...this.#doomed.values()].map(({ storedBytes }) => storedBytes)), damagedChunks: this.#damage.state.chunks,
     }
   }
 
@@ -245,6 +253,7 @@ class MemoryIndex implements ChunkIndex {
     const live = this.#snapshots.delete(snapshotId) && this.#collecting !== 0 ? this.#chunks.get(chunkKey(root)) : undefined
     if (live !== undefined) for (const set of [this.#held.pinned, this.#held.inherited]) set.add(place(live.packNumber, live.entryNumber))
     for (const [session, made] of this.#snapshotOfSession) if (made === snapshotId) this.#snapshotOfSession.delete(session)
+    this.#damage.forgetSnapshot(snapshotId)
   }
 
   async beginCollection(): Promise<number> {
@@ -280,26 +289,39 @@ class MemoryIndex implements ChunkIndex {
       const id = chunkKey(entries.idProofs, i * ID_PROOF_BYTES), at = place(number, i)
       const live = this.#chunks.get(id)
       if (live?.packNumber !== number || live.entryNumber !== i) continue
-      const to = copies.filter((copy) => this.#packs.has(copy.packNumber)).flatMap((copy) => {
-        const found = rowsOf(copy.entries.idProofs, ID_PROOF_BYTES).findLastIndex((idProof) => chunkKey(idProof) === id)
-        return found < 0 ? [] : [entryOf(this.#packs.get(copy.packNumber)!, copy.entries, found)]
-      }).at(-1)
+      const to = this.#copyOf(copies, id)
       if (to !== undefined) moved.push({ from: at, id, to })
       else if (((marked[i >>> 3] ?? 0) >>> (i & 7) & 1) === 1 || holders.some(({ pinned }) => pinned.has(at))) return 'needed'
       else dead.push(id)
     }
     for (const id of dead) this.#chunks.delete(id)
+    this.#follow(moved)
+    this.#drop(pack, slots)
+    return 'condemned'
+  }
+  #copyOf(copies: MoveRequest['copies'], id: ChunkKey): Entry | undefined {
+    return copies.filter((copy) => this.#packs.has(copy.packNumber)).flatMap((copy) => {
+      const found = rowsOf(copy.entries.idProofs, ID_PROOF_BYTES).findLastIndex((idProof) => chunkKey(idProof) === id)
+      return found < 0 ? [] : [entryOf(this.#packs.get(copy.packNumber)!, copy.entries, found)]
+    }).at(-1)
+  }
+  /** The entries live at their copies now, and pins follow. */
+  #follow(moved: readonly { from: string; id: ChunkKey; to: Entry }[]): void {
     for (const { from, id, to } of moved) {
       const at = place(to.packNumber, to.entryNumber)
       this.#chunks.set(id, to)
       this.#superseded.delete(at)
-      for (const { pinned, inherited } of holders) for (const set of [pinned, inherited]) if (set.has(from)) set.add(at)
+      for (const [, { pinned, inherited }] of this.#pinHolders()) for (const set of [pinned, inherited]) if (set.has(from)) set.add(at)
     }
-    for (const set of holders.flatMap(({ pinned, inherited }) => [pinned, inherited])) for (const at of set) if (at.startsWith(`${number}:`)) set.delete(at)
-    for (const at of this.#superseded.keys()) if (at.startsWith(`${number}:`)) this.#superseded.delete(at)
-    this.#packs.delete(number)
-    this.#doomed.set(pack.packId, { packId: pack.packId, storedBytes: pack.storedBytes, pending: slots })
-    return 'condemned'
+  }
+  /** Nothing lives in the pack any more. With `slots` it is doomed there. */
+  #drop(pack: PackRow, slots: number | undefined): void {
+    const prefix = `${pack.packNumber}:`
+    for (const [, { pinned, inherited }] of this.#pinHolders()) for (const set of [pinned, inherited]) for (const at of set) if (at.startsWith(prefix)) set.delete(at)
+    for (const at of this.#superseded.keys()) if (at.startsWith(prefix)) this.#superseded.delete(at)
+    this.#packs.delete(pack.packNumber)
+    this.#damage.forgetPack(pack.packNumber)
+    if (slots !== undefined) this.#doomed.set(pack.packId, { packId: pack.packId, storedBytes: pack.storedBytes, pending: slots })
   }
   async listDoomed(after: PackId | undefined, limit: number): Promise<DoomedPack[]> {
     this.#requireOpen()
@@ -316,6 +338,61 @@ class MemoryIndex implements ChunkIndex {
       else this.#doomed.set(packId, { ...row, pending })
     }
   }
+
+  async markDamaged(number: number, ids: Buffer): Promise<number> {
+    this.#requireOpen()
+    const lost = rowsOf(ids, CHUNK_ID_BYTES).map((id) => chunkKey(id)).filter((id) => (this.#chunks.get(id)?.packNumber ?? number) === number)
+    for (const id of lost) this.#chunks.delete(id)
+    return this.#damage.lose(lost, number)
+  }
+  async listDamaged(after: Buffer | undefined, limit: number): Promise<DamagedChunk[]> { this.#requireOpen(); return this.#damage.list(after, limit) }
+  async damageState(): Promise<DamageState> { this.#requireOpen(); return this.#damage.state }
+  async forgetDamage(generation: number): Promise<boolean> { this.#requireOpen(); return this.#damage.forget(generation) }
+  async noteWhole(snapshotId: SnapshotId, generation: number): Promise<void> {
+    this.#requireOpen()
+    if (this.#snapshots.has(snapshotId)) this.#damage.noteWhole(snapshotId, generation)
+  }
+  async wholeAt(snapshotId: SnapshotId): Promise<number | undefined> { this.#requireOpen(); return this.#damage.wholeAt(snapshotId) }
+  async evacuatePack({ packNumber: number, ids, copies, slots, then }: EvacuateRequest): Promise<EvacuateResult> {
+    this.#requireOpen()
+    if (this.#collecting !== 0) return 'collecting'
+    const pack = this.#packs.get(number)
+    if (pack === undefined) return 'gone'
+    const moved: { from: string; id: ChunkKey; to: Entry }[] = []
+    for (const id of rowsOf(ids, CHUNK_ID_BYTES).map((bytes) => chunkKey(bytes))) {
+      const live = this.#chunks.get(id)
+      if (live?.packNumber !== number) continue
+      const to = this.#copyOf(copies, id)
+      if (to === undefined) return 'needed'
+      moved.push({ from: place(number, live.entryNumber), id, to })
+    }
+    this.#follow(moved)
+    if (then !== 'keep') this.#drop(pack, then === 'doom' ? slots : undefined)
+    return 'evacuated'
+  }
+  async inspectEntries(number: PackNumber, entries: PackEntries): Promise<Uint8Array> {
+    this.#requireOpen()
+    const stateOf = (entry: number): number => {
+      const id = chunkKey(entries.idProofs, entry * ID_PROOF_BYTES)
+      const live = this.#chunks.get(id)
+      const isPassedOver = this.#superseded.has(place(number, entry)), isLost = this.#damage.isLost(id)
+      if (live === undefined) return isPassedOver ? (isLost ? ENTRY_STATES.spare : ENTRY_STATES.superseded) : isLost ? ENTRY_STATES.lost : ENTRY_STATES.absent
+      if (live.packNumber !== number || live.entryNumber !== entry) return ENTRY_STATES.elsewhere
+      const { packNumber: _, entryNumber: __, kind: ___, ...said } = live
+      const { packNumber: ____, entryNumber: _____, kind: ______, ...own } = entryOf({ packNumber: number, kind: live.kind }, entries, entry)
+      return JSON.stringify(said) === JSON.stringify(own) ? ENTRY_STATES.live : ENTRY_STATES.differs
+    }
+    return Uint8Array.from({ length: entries.count }, (_, entry) => stateOf(entry))
+  }
+  async noteVerified(number: PackNumber, atMs: number): Promise<void> {
+    this.#requireOpen()
+    if (this.#packs.has(number)) this.#damage.noteVerified(number, atMs)
+  }
+  async listUnverified(after: number, limit: number): Promise<{ packs: PackRow[]; next: number | undefined }> {
+    const rows = await this.listPacks(after, limit)
+    return { packs: rows.filter((row) => !this.#damage.isVerified(row.packNumber)), next: rows.at(-1)?.packNumber }
+  }
+  async listVerified(after: number, limit: number): Promise<VerifiedPack[]> { this.#requireOpen(); return this.#damage.listVerified(after, limit) }
 
   async setComplete(complete: boolean): Promise<void> { this.#requireOpen(); this.#complete = complete }
   async isComplete(): Promise<boolean> { this.#requireOpen(); return this.#complete }
@@ -334,7 +411,7 @@ class MemoryIndex implements ChunkIndex {
   }
 }
 
-function entryOf(pack: PackRow, entries: PackEntries, i: number): Entry {
+function entryOf(pack: Pick<PackRow, 'packNumber' | 'kind'>, entries: PackEntries, i: number): Entry {
   const at = i * ID_PROOF_BYTES
   return {
     packNumber: pack.packNumber, entryNumber: i, kind: pack.kind,

@@ -6,6 +6,7 @@ import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type PackNumber } from '../core/ids.js'
 import type { PackEntries, PackRow } from './chunk-index.js'
 import type { ChunkTable } from './chunk-table.js'
 import type { CollectionTable } from './collection-table.js'
+import type { DamageTable } from './damage-table.js'
 import type { PackTable } from './pack-table.js'
 import type { PinTable } from './pin-table.js'
 import { hasBit, isNodeKind, type SessionKey } from './row-codec.js'
@@ -21,10 +22,11 @@ export interface IndexTables {
   readonly state: StateTable
   readonly sessions: Table
   readonly collection: CollectionTable
+  readonly damage: DamageTable
 }
 
 export function insertPack(tables: IndexTables, pack: PackRow, entries: PackEntries): void {
-  const { state, packs, chunks, superseded, sessions, pins } = tables
+  const { state, packs, chunks, superseded, sessions, pins, damage } = tables
   const counters = state.counters()
   assert(pack.packNumber > 0 && pack.packNumber < counters.nextPackNumber, 'the pack number was reserved')
   assert(packs.get(pack.packNumber) === undefined, 'the pack number is not in use')
@@ -33,6 +35,7 @@ export function insertPack(tables: IndexTables, pack: PackRow, entries: PackEntr
   for (const entry of dead)
     superseded.add(pack.packNumber, entry, entries.idProofs.subarray(entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES))
   packs.put(pack)
+  damage.healed(entries)
   counters.packs += 1
   counters.chunks += added
   counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += added
@@ -63,11 +66,12 @@ function followSuperseded({ superseded, chunks, pins }: IndexTables, session: Se
 }
 
 /** The row and what stands on it; its live entries are gone already. False when it was not there. */
-export function removePack({ packs, superseded, state }: IndexTables, number: PackNumber): boolean {
+export function removePack({ packs, superseded, state, damage }: IndexTables, number: PackNumber): boolean {
   const pack = packs.get(number)
   if (pack === undefined) return false
   superseded.keepOnly(number, new Set())
   packs.remove(pack)
+  damage.forgetPack(number)
   const counters = state.counters()
   counters.packs -= 1
   counters.rawBytes -= pack.rawBytes
@@ -78,13 +82,14 @@ export function removePack({ packs, superseded, state }: IndexTables, number: Pa
 }
 
 /** Entries whose ids are nowhere live here from now on. @returns how many. */
-export function reviveEntries({ packs, chunks, superseded, state }: IndexTables, number: PackNumber, entries: PackEntries): number {
+export function reviveEntries({ packs, chunks, superseded, state, damage }: IndexTables, number: PackNumber, entries: PackEntries): number {
   const pack = packs.require(number)
   assert(entries.count === pack.entryCount, 'the entries of a pack in the index')
   const dead = new Set<number>()
   const revived = chunks.insert(number, pack.kind, entries, (entry) => dead.add(entry))
   if (revived === 0) return 0
   superseded.keepOnly(number, dead)
+  damage.healed(entries)
   const counters = state.counters()
   counters.chunks += revived
   counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += revived

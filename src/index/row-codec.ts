@@ -9,7 +9,7 @@ import { corrupt, finishCheck, mixBytes } from './checksum.js'
 
 /** One byte a table, part of the check: a row cannot stand in for one of another table. */
 const TABLES = { pack: 1, packId: 2, session: 3, pins: 4, snapshot: 5, record: 6, snapshotId: 7, sessionSnapshot: 8,
-  superseded: 9, counters: 10, state: 11, identity: 12, collection: 13, doomed: 14 } as const
+  superseded: 9, counters: 10, state: 11, identity: 12, collection: 13, doomed: 14, damage: 15, damaged: 16, whole: 17, verified: 18, verifiedOrder: 19 } as const
 type Table = keyof typeof TABLES
 const CHECK_BYTES = 4
 const ROW_VERSION = 1
@@ -135,7 +135,7 @@ export function unionBits(a: Uint8Array, b: Uint8Array): Uint8Array {
 /** What totals() answers from, and the numbers that are never handed out twice; changed in the transaction that changes
  *  what they count. `removals` advances whenever a live chunk entry is taken away or replaced: a lookup made before a
  *  transaction still holds inside it while this stands still. */
-export type Counters = { -readonly [K in keyof IndexTotals]: number } &
+export type Counters = { -readonly [K in Exclude<keyof IndexTotals, 'damagedChunks'>]: number } &
   { nextPackNumber: number; nextSequence: number; removals: number }
 export const FRESH_COUNTERS: Counters = { packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, rawBytes: 0, storedBytes: 0,
   spooledPacks: 0, spooledBytes: 0, snapshots: 0, sessionsOpen: 0, nextPackNumber: 1, nextSequence: 1, removals: 0, doomedPacks: 0, doomedBytes: 0 }

@@ -5,7 +5,7 @@ import type { CommitReply, CommitRequest, SnapshotRecord } from '../core/message
 import { NODE_REF_BYTES, type NodeRefs } from '../core/node-format.js'
 import { REF_STATES, type SessionRow, type SnapshotRow } from '../index/chunk-index.js'
 import { bytesBody } from '../store/bytes-body.js'
-import { snapshotKey } from './layout.js'
+import { snapshotKey, tombstoneKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
 import type { Sessions } from './sessions.js'
 import { encodeSnapshotObject, parseRecord, signRecord, toSnapshotRow, toWireSnapshot } from './snapshot-format.js'
@@ -31,12 +31,23 @@ export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions,
   const object = encodeSnapshotObject(signed, parts.repositoryId, parts.keys, parts.random)
   const isPut = areStored && await putOnTargets(parts, signed.snapshotId, object, signal) // W5
   if (!isPut) await parts.spooledSnapshots.add(signed.snapshotId, object) // W5 in the spool: it follows its packs by itself
-  const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId) // W6
+  const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId).catch(async (error: unknown) => { // W6
+    if (hasCode(error, 'SESSION_LOST')) await withdraw(parts, signed.snapshotId)
+    throw error
+  })
   if (isPut) return { snapshot: toWireSnapshot(row), alreadyCommitted: false }
   parts.spooledSnapshots.wake()
   // The deadline has passed already: who asks again waits again.
   if (parts.targets.list.durability === 'remote') throw notYetDurable(parts, row.snapshotId)
   return { snapshot: { ...toWireSnapshot(row), inSpool: true }, alreadyCommitted: false }
+}
+
+/** The session was closed between W5 and W6: nothing pins the tree any more, so a start must not find the snapshot and take it in. What cannot be
+ *  deleted now hangs on a tombstone like any deleted snapshot's. */
+async function withdraw(parts: RepositoryParts, id: SnapshotId): Promise<void> {
+  await parts.spooledSnapshots.drop(id)
+  await parts.store.put(tombstoneKey(id), bytesBody(Buffer.from(`${id}\n`)))
+  await parts.store.delete(snapshotKey(id))
 }
 
 /** The answer to a commit that is in the index. */

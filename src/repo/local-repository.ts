@@ -4,7 +4,8 @@ import { parseSnapshotId, type SessionId, type SnapshotId } from '../core/ids.js
 import { Mutex } from '../core/concurrency.js'
 import { RoostError } from '../core/errors.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply,
+  CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
   RepositoryStats, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
 } from '../core/messages.js'
 import type { SessionRow, SnapshotRow } from '../index/chunk-index.js'
@@ -28,6 +29,9 @@ import { toWireSnapshot } from './snapshot-format.js'
 const PAGE_BYTES_MAX = 4 * MiB
 const PAGE_STEP = 16
 
+/** src/gc: collectGarbage. */
+export type Collector = (parts: RepositoryParts, options: CollectOptions, signal: AbortSignal) => AsyncIterable<MaintenanceEvent>
+
 export class LocalRepository implements Repository {
   readonly #parts: RepositoryParts
   readonly #sessions: Sessions
@@ -42,10 +46,12 @@ export class LocalRepository implements Repository {
   /** One at a time for each session: the second finds what the first committed. */
   readonly #commits = new Map<SessionId, Promise<unknown>>()
   #complete = true
-  #rebuilding = false
+  /** What cannot run beside another such: they change where chunks are. */
+  #exclusive: { readonly what: string; step: Promise<unknown> } | undefined
   #closed: Promise<void> | undefined
 
-  constructor(parts: RepositoryParts, masterKey: Buffer, keyfile: string, openNewTarget: (config: TargetConfig) => Promise<ObjectStore>) {
+  constructor(parts: RepositoryParts, masterKey: Buffer, keyfile: string, openNewTarget: (config: TargetConfig) => Promise<ObjectStore>,
+    readonly collector?: Collector) {
     this.#openNewTarget = openNewTarget
     this.#parts = parts
     this.#masterKey = masterKey
@@ -129,13 +135,32 @@ export class LocalRepository implements Repository {
     yield* checkRepository(this.#parts, options, signal)
   }
   async *rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
-    if (this.#rebuilding) throw new RoostError('REPOSITORY_BUSY', 'A rebuild of this repository is running already.')
-    this.#rebuilding = true
+    yield* this.#exclusively('rebuild', rebuildIndex(this.#parts, AbortSignal.any([signal, this.#stop.signal])))
+    await this.loadState()
+  }
+  async *collect(options: CollectOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
+    this.#requireComplete()
+    if (this.collector === undefined) throw new RoostError('INTERNAL', 'This process was put together without a collector.')
+    yield* this.#exclusively('collection', this.collector(this.#parts, options, AbortSignal.any([signal, this.#stop.signal])))
+  }
+  /** Closing waits for the step that is under way: whoever listens may never ask for the next one. */
+  async *#exclusively(what: string, events: AsyncIterable<MaintenanceEvent>): AsyncIterable<MaintenanceEvent> {
+    if (this.#exclusive !== undefined)
+      throw new RoostError('REPOSITORY_BUSY', `A ${this.#exclusive.what} of this repository is running already.`, { running: this.#exclusive.what })
+    const running = this.#exclusive = { what, step: Promise.resolve() as Promise<unknown> }
+    const iterator = events[Symbol.asyncIterator]()
     try {
-      yield* rebuildIndex(this.#parts, signal)
-      await this.loadState()
+      for (;;) {
+        const step = iterator.next()
+        running.step = step.catch(() => undefined)
+        const { done, value } = await step
+        if (done === true) return
+        yield value
+      }
     } finally {
-      this.#rebuilding = false
+      running.step = iterator.return?.().catch(() => undefined) ?? running.step
+      await running.step
+      this.#exclusive = undefined
     }
   }
 
@@ -161,14 +186,16 @@ export class LocalRepository implements Repository {
     return this.#closed ??= this.#close()
   }
   async #close(): Promise<void> {
-    const { intake, uploads, catchUp, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending } = this.#parts
+    const { intake, uploads, catchUp, doomed, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending } = this.#parts
     this.#stop.abort(new DOMException('the repository is closing', 'AbortError'))
+    await this.#exclusive?.step
     await intake.flush()
     // What the targets do not take in time stays in the spool; the next start uploads it.
     const isHopeless = targets.active.every(({ takesPacks }) => !takesPacks)
     await uploads.settled(isHopeless ? 0 : Math.min(commitWaitMs, 10_000)).catch(() => undefined)
     await spooledSnapshots.close()
     await catchUp.close()
+    await doomed.close()
     await uploads.close()
     pool.forget(repositoryId)
     await index.close(pending.recovery === undefined)

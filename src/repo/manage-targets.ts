@@ -128,6 +128,7 @@ async function apply(parts: RepositoryParts, list: TargetList): Promise<void> {
   await parts.targets.adopt(list)
   await parts.uploads.reconsider()
   parts.spooledSnapshots.wake()
+  parts.doomed.wake()
 }
 async function infoNow({ index }: RepositoryParts, target: Target): Promise<TargetInfo> {
   const { packs, storedBytes } = await index.totals()

@@ -20,7 +20,9 @@ import { openStore } from '../store/open-store.js'
 import { addKeyfileSlot, KEYFILE_BYTES, openSlot, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
 import { openKnown, rememberHeader } from './known-header.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
-import { LocalRepository } from './local-repository.js'
+import { LocalRepository, type Collector } from './local-repository.js'
+import { DoomedPacks } from './doomed-packs.js'
+import { PackClaims } from './pack-claims.js'
 import { PackIntake } from './pack-intake.js'
 import { PackReader } from './pack-reader.js'
 import { PackUploads } from './pack-uploads.js'
@@ -50,6 +52,8 @@ export interface OpenRepositoryDeps {
   readonly commitWaitMs: number
   readonly zstdLevel: number
   report(repository: string, event: RepositoryEvent): void
+  /** Collection stands on the repository, so it is given from above. */
+  readonly collector?: Collector
   /** Tests put another target here. */
   openTarget?(url: string, create: boolean, slot: number): Promise<ObjectStore>
   openIndex?(directory: string, repositoryId: RepositoryId): Promise<ChunkIndex>
@@ -150,11 +154,12 @@ export async function openRepository(directory: string, deps: OpenRepositoryDeps
     parts = await assembleParts({ directory, config, unlocked, targets, store, index }, deps)
     await recoverRepository(parts)
     isRecovered = true
-    return new LocalRepository(parts, unlocked.masterKey, join(directory, KEYFILE_NAME), ({ url, slot }) => openTarget(directory, url, true, slot, deps))
+    return new LocalRepository(parts, unlocked.masterKey, join(directory, KEYFILE_NAME), ({ url, slot }) => openTarget(directory, url, true, slot, deps), deps.collector)
   } catch (error) {
     await parts?.uploads.close()
     await parts?.spooledSnapshots.close()
     await parts?.catchUp.close()
+    await parts?.doomed.close()
     // What was not reconciled must be at the next start.
     await index?.close(isRecovered)
     await store.close()
@@ -202,9 +207,11 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
   const onDamage = (error: RoostError, pack: PackRow): void => { report({ type: 'damage', error, pack: pack.packId }) }
   const uploads = new PackUploads({ targets, effects, clock, spoolBytesMax, onDamage })
   const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store })
+  const claims = new PackClaims()
+  const doomed = new DoomedPacks({ index, targets, report: (error, pack) => { report({ type: 'deletion-refused', error, pack }) } })
   const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, report: onDamage,
     isUploading: (row) => uploads.isWaiting(row.packNumber),
-    copying: { targets, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
+    copying: { targets, claims, index, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
     snapshotObject: async (id) => {
       const row = spooledSnapshots.has(id) ? undefined : await index.getSnapshot(id)
       return row === undefined ? undefined : encodeSnapshotObject(row, repositoryId, keys, random)
@@ -214,6 +221,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
     targetAnswers: ({ name, health }) => {
       report({ type: 'target', target: name, health })
       spooledSnapshots.wake()
+      doomed.wake()
     },
   })
   const intake = new PackIntake({ repositoryId, index, pool, uploads, spoolDirectory, spoolBytesMax, spoolReserveBytes: deps.spoolReserveBytes ?? LIMITS.spoolReserveBytes,
@@ -223,7 +231,8 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
   const reader = new PackReader({ index, targets, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey, report: onDamage,
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
   return { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
-    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, spooledSnapshots, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
+    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims,
+    doomed, spooledSnapshots, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
 }
 

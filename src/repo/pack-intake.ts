@@ -101,6 +101,11 @@ export class PackIntake {
       pin(pack, session, entryNumbers[i]!)
     }
   }
+  /** Takes note of what a collection stored: copies of chunks that the index knows elsewhere, needed by no session here. */
+  acceptCopies(result: StoreResult, spare: readonly PackNumber[]): void {
+    for (const number of spare) if (!result.opened.includes(number)) this.#spare.push(number)
+    for (const number of result.opened) this.#packOf(number)
+  }
   #packOf(number: PackNumber): OpenPack {
     let pack = this.#open.get(number)
     if (pack === undefined) this.#open.set(number, pack = { number, keys: [], pins: new Map(), adding: undefined })

@@ -40,8 +40,9 @@ export interface PackReaderDeps {
   /** Told of targets whose copy is missing or damaged where another's was whole. */
   onStumble(pack: PackRow, targets: readonly Target[], problem: RoostError): void
 }
-/** One opened block with the rows of `locations` that lie in it; `bytes` undefined = damaged or absent. */
-export interface ReadBlock { readonly bytes: Buffer | undefined; readonly rows: readonly number[] }
+/** One opened block with the rows of `locations` that lie in it; `bytes` undefined = damaged or absent. `isGone`: the pack left the index after
+ *  its rows were located; what is needed of it lies elsewhere now, so locate again. */
+export interface ReadBlock { readonly bytes: Buffer | undefined; readonly rows: readonly number[]; readonly isGone?: true }
 
 interface BlockPlan { readonly offset: number; readonly storedBytes: number; readonly rows: number[] }
 interface RangePlan { readonly pack: PackNumber; readonly range: ByteRange; readonly blocks: readonly BlockPlan[] }
@@ -79,8 +80,10 @@ export class PackReader {
     const opened = plan.blocks.map((block) => this.#blocks.get(cacheKey(plan.pack, block.offset)))
     const lacking = (): number[] => opened.flatMap((bytes, i) => (bytes === undefined ? [i] : []))
     const blocks = (): ReadBlock[] => plan.blocks.map((block, i) => ({ bytes: opened[i], rows: block.rows }))
+    const withoutGone = (): ReadBlock[] => blocks().map((block) => (block.bytes === undefined ? { ...block, isGone: true } : block))
     if (lacking().length === 0) return blocks()
-    const row = await this.packRow(plan.pack)
+    const row = await this.#packRow(plan.pack)
+    if (row === undefined) return withoutGone()
     const damagedOn: Target[] = []
     let damage: RoostError | undefined, blocked: unknown
     const ask = async (source: PackSource): Promise<void> => {
@@ -112,6 +115,7 @@ export class PackReader {
       }
     }
     if (lacking().length > 0) {
+      if (await this.#deps.index.getPack(plan.pack) === undefined) return withoutGone()
       if (blocked !== undefined) throw blocked
       this.#deps.report(damage!, row)
     } else if (damagedOn.length > 0) this.#deps.onStumble(row, damagedOn, damage!)
@@ -128,19 +132,21 @@ export class PackReader {
 
   /** One chunk, its id verified; undefined when damaged or absent. */
   async readChunk(id: Buffer, signal?: AbortSignal): Promise<Buffer | undefined> {
-    const locations = await this.#deps.index.locate(id)
-    for await (const { bytes, rows } of this.blocks(locations, [0], signal))
-      if (bytes !== undefined && rows.includes(0))
-        return chunkInBlock(bytes, { offset: locations.offsetsInBlock[0]!, rawBytes: locations.rawBytes[0]! }, this.#deps.dedupKey, locations.kinds[0] as ChunkKind, id)
-    return undefined
+    for (let turn = 0; turn < LOCATE_TURNS_MAX; turn++) {
+      const locations = await this.#deps.index.locate(id)
+      const [block] = await collect(this.blocks(locations, [0], signal))
+      if (block?.isGone === true) continue
+      if (block?.bytes === undefined) return undefined
+      return chunkInBlock(block.bytes, { offset: locations.offsetsInBlock[0]!, rawBytes: locations.rawBytes[0]! }, this.#deps.dedupKey, locations.kinds[0] as ChunkKind, id)
+    }
+    throw stillMoving()
   }
 
-  async packRow(number: PackNumber): Promise<PackRow> {
+  async #packRow(number: PackNumber): Promise<PackRow | undefined> {
     const known = this.#rows.get(number)
     if (known !== undefined) return known
     const row = await this.#deps.index.getPack(number)
-    if (row === undefined) throw new RoostError('INDEX_CORRUPT', 'The index names a pack that it does not hold; run `roost check`.', { pack: number })
-    this.#rows.set(number, row, 256)
+    if (row !== undefined) this.#rows.set(number, row, 256)
     return row
   }
   /** Of this very place: a pack's bytes under another's name would open with no other header. */
@@ -154,6 +160,16 @@ export class PackReader {
     return header
   }
 }
+
+async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
+  const all: T[] = []
+  for await (const item of items) all.push(item)
+  return all
+}
+/** A chunk moves once a collection: a reader that misses it so often looks at an index that contradicts itself. */
+export const LOCATE_TURNS_MAX = 8
+export const stillMoving = (): RoostError =>
+  new RoostError('INDEX_CORRUPT', 'The index names a pack that it does not hold; run `roost check`.')
 
 const headerKey = (row: PackRow, source: PackSource): string => `${row.packNumber}@${source.name}`
 const cacheKey = (pack: PackNumber, offset: number): string => `${pack}:${offset}`

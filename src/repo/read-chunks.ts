@@ -11,7 +11,7 @@ import { CHUNK_ID_BYTES, CHUNK_KINDS, type SessionId } from '../core/ids.js'
 import { KiB, LIMITS } from '../core/limits.js'
 import { REF_STATES, type Locations, type SessionRow } from '../index/chunk-index.js'
 import { chunkInBlock } from './pack-format.js'
-import type { ReadBlock } from './pack-reader.js'
+import { LOCATE_TURNS_MAX, stillMoving, type ReadBlock } from './pack-reader.js'
 import type { RepositoryParts } from './repository-parts.js'
 
 /** Encoded read frames; the last is READ_END. @throws {RoostError} REQUEST_MALFORMED; LIMIT_EXCEEDED; SESSION_LOST; STORE_UNAVAILABLE */
@@ -19,16 +19,27 @@ export async function* readChunks(parts: RepositoryParts, session: SessionRow, i
   const count = ids.byteLength / CHUNK_ID_BYTES
   if (!Number.isInteger(count)) throw new RoostError('REQUEST_MALFORMED', `A read names ${CHUNK_ID_BYTES}-byte ids.`)
   if (count > LIMITS.readIdsMax) throw new RoostError('LIMIT_EXCEEDED', `A read names at most ${LIMITS.readIdsMax} chunks.`, { limit: LIMITS.readIdsMax })
-  const locations = await parts.index.locate(ids)
-  const rows: number[] = []
+  let locations = await parts.index.locate(ids)
+  let rows: number[] = []
   for (const [row, status] of (await readability(parts, session, ids, locations)).entries())
     if (status === READ_STATUS.ok) rows.push(row)
     else yield emptyFrame(row, status)
-  for await (const block of parts.reader.blocks(locations, rows, signal))
-    for (const part of splitRows(block, locations)) {
-      signal.throwIfAborted()
-      yield* await frameBlock(parts, session, ids, locations, part)
+  for (let turn = 0; rows.length > 0; turn++) {
+    if (turn === LOCATE_TURNS_MAX) throw stillMoving()
+    /** Rows whose pack a collection took away after they were located. */
+    const gone: number[] = []
+    for await (const block of parts.reader.blocks(locations, rows, signal)) {
+      if (block.isGone === true) { gone.push(...block.rows); continue }
+      for (const part of splitRows(block, locations)) {
+        signal.throwIfAborted()
+        yield* await frameBlock(parts, session, ids, locations, part)
+      }
     }
+    if (gone.length === 0) break
+    locations = await parts.index.locate(ids)
+    rows = gone.filter((row) => locations.packNumbers[row] !== 0)
+    for (const row of gone) if (locations.packNumbers[row] === 0) yield emptyFrame(row, READ_STATUS.missing)
+  }
   yield encodeReadFrameHeader({ index: READ_END, rawBytes: 0, wireBytes: 0, status: READ_STATUS.ok, kind: 0, codec: WIRE_CODECS.raw })
 }
 

@@ -59,7 +59,7 @@ async function* takeInPacks(parts: RepositoryParts, target: Target, progress: Pr
   const listing = await target.use(async (store) => store.list(PACK_PREFIX, { signal }))
   for await (const { key, bytes } of listing) {
     const packId = packIdOfKey(key)
-    if (packId === undefined) continue
+    if (packId === undefined || await index.isDoomed(packId)) continue
     const known = await index.findPack(packId)
     if (known === undefined) {
       const added = await addPack(parts, packId, bytes, target, signal)

@@ -36,6 +36,7 @@ export async function recoverRepository(parts: RepositoryParts): Promise<void> {
   }
   if (Object.values(counts).some((count) => count > 0)) parts.report({ type: 'recovered', counts })
   parts.spooledSnapshots.wake()
+  parts.doomed.wake()
   for (const target of parts.targets.all) if (parts.targets.all.length > 1 || target.isBehind) parts.catchUp.wakeIfBehind(target)
 }
 /** False for an error that says nothing of what the targets hold. */
@@ -79,7 +80,7 @@ async function recoverSpool(parts: RepositoryParts, counts: Counts): Promise<voi
 async function recoverSealed(parts: RepositoryParts, packId: PackId, file: string, counts: Counts): Promise<void> {
   const { index, effects, uploads } = parts
   const known = await index.findPack(packId)
-  if (known?.state === 'stored') {
+  if (known?.state === 'stored' || await index.isDoomed(packId)) {
     await effects.unlink(file)
     return
   }

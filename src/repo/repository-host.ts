@@ -11,7 +11,7 @@ import { systemRandom } from '../core/random.js'
 import { Mutex } from '../core/concurrency.js'
 import { nodeFileEffects } from '../store/file-effects.js'
 import { attachSecretOf } from './manage-keys.js'
-import type { LocalRepository } from './local-repository.js'
+import type { Collector, LocalRepository } from './local-repository.js'
 import { attachRepository, createRepository, openRepository, type OpenRepositoryDeps } from './open-repository.js'
 import type { RepositoryHost } from './repository-host-contract.js'
 import type { Repository } from './repository.js'
@@ -30,6 +30,7 @@ export interface RepositoryHostOptions {
   readonly zstdLevel?: number
   /** How long a commit waits for a target before it answers "not yet durable". */
   readonly commitWaitMs?: number
+  readonly collector?: Collector
   report?(repository: string, event: RepositoryEvent): void
 }
 export const ZSTD_LEVEL_DEFAULT = 2
@@ -45,6 +46,7 @@ export async function openRepositoryHost(options: RepositoryHostOptions): Promis
   const deps: OpenRepositoryDeps = { pool, clock: systemClock, random: systemRandom, effects: nodeFileEffects,
     spoolBytesMax: options.spoolBytes ?? LIMITS.spoolBytesDefault, commitWaitMs: options.commitWaitMs ?? COMMIT_WAIT_MS_DEFAULT,
     ...(options.spoolReserveBytes === undefined ? {} : { spoolReserveBytes: options.spoolReserveBytes }),
+    ...(options.collector === undefined ? {} : { collector: options.collector }),
     ...(options.environment === undefined ? {} : { environment: options.environment }),
     zstdLevel: options.zstdLevel ?? ZSTD_LEVEL_DEFAULT, report: (name, event) => { options.report?.(name, event) } }
   const host = new LocalRepositoryHost(root, deps)

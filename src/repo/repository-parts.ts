@@ -7,6 +7,8 @@ import type { Random } from '../core/random.js'
 import type { ChunkIndex } from '../index/chunk-index.js'
 import type { FileEffects } from '../store/file-effects.js'
 import type { ObjectStore } from '../store/object-store.js'
+import type { DoomedPacks } from './doomed-packs.js'
+import type { PackClaims } from './pack-claims.js'
 import type { PackIntake } from './pack-intake.js'
 import type { PackReader } from './pack-reader.js'
 import type { PackUploads } from './pack-uploads.js'
@@ -33,6 +35,8 @@ export interface RepositoryParts {
   /** The exact bytes of the repository's header. */
   readonly headerBytes: Buffer
   readonly catchUp: CatchUp
+  readonly claims: PackClaims
+  readonly doomed: DoomedPacks
   readonly spooledSnapshots: SpooledSnapshots
   /** Part of the start-up's recovery that no target could be asked for yet: while it is there, the index is not closed as clean. */
   readonly pending: { recovery: (() => Promise<void>) | undefined }
@@ -52,6 +56,7 @@ export interface RepositoryParts {
 /** What operators should hear; the server logs it. */
 export type RepositoryEvent =
   | { readonly type: 'damage'; readonly error: RoostError; readonly pack: string }
+  | { readonly type: 'deletion-refused'; readonly error: RoostError; readonly pack: string }
   | { readonly type: 'recovered'; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'pack-lost'; readonly error: Error }
   | { readonly type: 'target'; readonly target: string; readonly health: string; readonly error?: Error }

@@ -2,7 +2,7 @@
 import type { SessionId, SnapshotId } from '../core/ids.js'
 import type { SessionRow } from '../index/chunk-index.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, CollectOptions, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest,
   RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage, TargetInfo,
   TargetsReply,
 } from '../core/messages.js'
@@ -50,6 +50,8 @@ export interface Repository {
   stats(): Promise<RepositoryStats>
   check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
   rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+  /** Removes what nothing needs, while clients push and restore. @throws REPOSITORY_BUSY beside another collection or a rebuild */
+  collect(options: CollectOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
 
   listTargets(): Promise<TargetsReply>
   /** Resolves when the target is prepared and written down; its packs come by backfill, which starts by itself.

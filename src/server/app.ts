@@ -15,11 +15,14 @@ import { BodyBuffers } from './body-buffers.js'
 import { BodyIntake } from './body-intake.js'
 import { createErrorHandler, toErrorReply } from './error-handler.js'
 import { createGate } from './gate.js'
+import type { JobRegistry } from './jobs/job-registry.js'
+import type { Scheduler } from './jobs/scheduler.js'
 import type { Logger } from './logger.js'
 import { READERS_MAX } from './readers.js'
 import type { RequestLifetimes } from './request-lifetimes.js'
 import type { RouteDeps } from './route-context.js'
 import { healthRoutes } from './routes/health.js'
+import { jobRoutes } from './routes/jobs.js'
 import { keyRoutes } from './routes/keys.js'
 import { maintenanceRoutes } from './routes/maintenance.js'
 import { targetRoutes } from './routes/targets.js'
@@ -39,6 +42,8 @@ export interface AppDeps {
   readonly admission: Admission
   readonly lifetimes: RequestLifetimes
   readonly isDraining: () => boolean
+  readonly jobs: JobRegistry
+  readonly scheduler: Scheduler
   /** PEM. Plain HTTP without. */
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer }
 }
@@ -70,6 +75,7 @@ export function buildApp(deps: AppDeps): FastifyInstance {
   const intake = new BodyIntake({ clock, admission: deps.admission, buffers: new BodyBuffers() })
   const routeDeps: RouteDeps = {
     host: deps.host, tokens: deps.tokens, clock, intake, readers: new Semaphore(READERS_MAX), isDraining: deps.isDraining,
+    jobs: deps.jobs, scheduler: deps.scheduler,
   }
   app.decorateRequest('passage')
   app.addHook('onRequest', createGate({ ...deps, brake: new FailureBrake(clock) }))
@@ -78,7 +84,7 @@ export function buildApp(deps: AppDeps): FastifyInstance {
   app.setNotFoundHandler(() => { throw new RoostError('ROUTE_UNKNOWN', 'There is no such route.') })
   addBodyParsers(app, intake)
   app.register(async (scope) => {
-    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, targetRoutes, keyRoutes])
+    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, targetRoutes, jobRoutes, keyRoutes])
       routes(scope, routeDeps)
   })
   return app

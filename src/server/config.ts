@@ -26,6 +26,8 @@ export interface ServerConfig {
   readonly commitWaitMs: number
   /** How long a drain waits for requests in flight. */
   readonly drainMs: number
+  /** Where the jobs are written down that run by themselves. Without one, none do. */
+  readonly jobsFile?: string
 }
 
 export const SERVER_CONFIG_DEFAULTS = Object.freeze({
@@ -39,7 +41,7 @@ export const SERVER_CONFIG_DEFAULTS = Object.freeze({
   spoolReserveBytes: LIMITS.spoolReserveBytes,
   commitWaitMs: 60_000,
   drainMs: 30_000,
-} as const satisfies Omit<ServerConfig, 'dataDirectory' | 'tls'>)
+} as const satisfies Omit<ServerConfig, 'dataDirectory' | 'tls' | 'jobsFile'>)
 
 /** A configuration that would be unsafe or could not work. Thrown before anything is opened. */
 export class ServerConfigError extends Error {

@@ -110,6 +110,10 @@ export const ENDPOINTS = {
     method: 'GET', path: ROUTES.stats, summary: 'Counts and bytes of a repository.', access: 'repository-admin', status: 200,
     reply: REPLY_SCHEMAS.stats,
   },
+  gc: {
+    method: 'POST', path: ROUTES.gc, summary: 'Removes what nothing needs; lines of events. It goes on when the client leaves, a dry run ends.', access: 'repository-admin',
+    json: REQUEST_SCHEMAS.gc, status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
   check: {
     method: 'POST', path: ROUTES.check, summary: 'Verifies the repository; lines of events.', access: 'repository-admin', json: REQUEST_SCHEMAS.check,
     status: 200, reply: MEDIA.progress, beginsWork: true,
@@ -141,6 +145,27 @@ export const ENDPOINTS = {
   drainTarget: {
     method: 'POST', path: ROUTES.targetDrain, summary: 'Moves what only this target holds to others; lines of events.', access: 'repository-admin',
     status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
+
+  listJobs: {
+    method: 'GET', path: ROUTES.jobs, summary: 'The configured jobs with their next run, and the latest runs.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.jobs,
+  },
+  getJob: {
+    method: 'GET', path: ROUTES.job, summary: 'One run, by its id, or the latest of a configured job, by its name.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.jobRun,
+  },
+  runJob: {
+    method: 'POST', path: ROUTES.jobRun, summary: 'Runs a configured job now; goes on whoever watches.', access: 'repository-admin', status: 201,
+    reply: REPLY_SCHEMAS.jobRun, beginsWork: true,
+  },
+  cancelJob: {
+    method: 'POST', path: ROUTES.jobCancel, summary: 'Ends a run, and answers when it has ended.', access: 'repository-admin', status: 200,
+    reply: REPLY_SCHEMAS.jobRun,
+  },
+  watchJob: {
+    method: 'GET', path: ROUTES.jobEvents, summary: 'The events of a run, from the first; lines as of a check.', access: 'repository-admin', status: 200,
+    reply: MEDIA.progress,
   },
 
   listKeySlots: {

@@ -5,6 +5,8 @@ import type { Semaphore } from '../core/concurrency.js'
 import type { RepositoryHost } from '../repo/repository-host-contract.js'
 import type { BodyIntake } from './body-intake.js'
 import { ENDPOINTS, type Endpoint, type EndpointName } from './endpoints.js'
+import type { JobRegistry } from './jobs/job-registry.js'
+import type { Scheduler } from './jobs/scheduler.js'
 import type { TokenStore } from './token-store.js'
 
 export interface RouteDeps {
@@ -15,6 +17,8 @@ export interface RouteDeps {
   /** Places of streamed replies, over all sessions. */
   readonly readers: Semaphore
   readonly isDraining: () => boolean
+  readonly jobs: JobRegistry
+  readonly scheduler: Scheduler
 }
 export type Routes = (app: FastifyInstance, deps: RouteDeps) => void
 

@@ -1,7 +1,7 @@
 /** A server from its configuration: lock, tokens, repositories, listener; and the way down again.
  *
- *  Down: not ready and refusing new work → requests in flight end, or their deadline cuts them → connections closed →
- *  repositories closed → lock released. A kill at any point is safe: every acknowledgement was durable before it was given.
+ *  Down: not ready and refusing new work, scheduled runs told to end → requests in flight end, or their deadline cuts them → connections closed →
+ *  runs ended → repositories closed → lock released. A kill at any point is safe: every acknowledgement was durable before it was given.
  */
 import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -18,12 +18,16 @@ import { writePrivateFile } from './atomic-json-file.js'
 import { ALL_REPOSITORIES } from './authorize.js'
 import { checkServerConfig, type ServerConfig } from './config.js'
 import { lockDataDirectory, type DataLock } from './data-lock.js'
+import { readJobFile, type JobDefinition } from './jobs/job-file.js'
+import { JobRegistry } from './jobs/job-registry.js'
+import { Scheduler } from './jobs/scheduler.js'
 import { createLogger, type Logger, type LoggerOptions } from './logger.js'
 import { RequestLifetimes } from './request-lifetimes.js'
 import { TokenStore } from './token-store.js'
 
 const TOKENS_FILE = 'tokens.json'
 const ADMIN_TOKEN_FILE = 'admin-token'
+const JOBS_DIRECTORY = 'jobs'
 /** Requests that the deadline cut get this long to be told so. */
 const PARTING_MS = 1_000
 
@@ -61,11 +65,12 @@ export interface RunningServer {
 export async function runServer(config: ServerConfig, deps: RunServerDeps): Promise<RunningServer> {
   checkServerConfig(config)
   const tls = config.tls === undefined ? undefined : { cert: await readFile(config.tls.certFile), key: await readFile(config.tls.keyFile) }
-  await mkdir(config.dataDirectory, { recursive: true, mode: 0o700 })
+  const jobs = config.jobsFile === undefined ? [] : await readJobFile(config.jobsFile, (deps.clock ?? systemClock).now())
+  await mkdir(join(config.dataDirectory, JOBS_DIRECTORY), { recursive: true, mode: 0o700 })
   const log = createLogger({ level: config.logLevel, ...(deps.logDestination === undefined ? {} : { destination: deps.logDestination }) })
   const opened: Opened = { lock: await lockDataDirectory(config.dataDirectory) }
   try {
-    return await start(config, deps, { log, opened, ...(tls === undefined ? {} : { tls }) })
+    return await start(config, deps, { log, opened, jobs, ...(tls === undefined ? {} : { tls }) })
   } catch (error) {
     await closeAll(opened)
     throw error
@@ -73,12 +78,13 @@ export async function runServer(config: ServerConfig, deps: RunServerDeps): Prom
 }
 
 /** What must be closed again, in the order of opening. */
-interface Opened { readonly lock: DataLock; host?: RepositoryHost; app?: FastifyInstance }
+interface Opened { readonly lock: DataLock; host?: RepositoryHost; jobs?: JobRegistry; app?: FastifyInstance }
 async function closeAll(opened: Opened): Promise<void> {
   try {
     await opened.app?.close()
   } finally {
     try {
+      await opened.jobs?.close()
       await opened.host?.close()
     } finally {
       await opened.lock.release()
@@ -86,7 +92,7 @@ async function closeAll(opened: Opened): Promise<void> {
   }
 }
 
-interface StartContext { readonly log: Logger; readonly opened: Opened; readonly tls?: { readonly cert: Buffer; readonly key: Buffer } }
+interface StartContext { readonly log: Logger; readonly opened: Opened; readonly jobs: readonly JobDefinition[]; readonly tls?: { readonly cert: Buffer; readonly key: Buffer } }
 
 async function start(config: ServerConfig, deps: RunServerDeps, context: StartContext): Promise<RunningServer> {
   const { log, opened } = context
@@ -98,27 +104,33 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
     commitWaitMs: config.commitWaitMs,
     report: (repository, event) => { logRepositoryEvent(log, repository, event) },
   })
+  const jobs = opened.jobs = new JobRegistry({ directory: join(config.dataDirectory, JOBS_DIRECTORY), clock, random, log })
+  const scheduler = new Scheduler({ definitions: context.jobs, host, registry: jobs, clock, random, log })
   const lifetimes = new RequestLifetimes()
   let draining = false
   const app = opened.app = buildApp({
-    host, tokens, clock, random, log, lifetimes, isDraining: () => draining,
+    host, tokens, clock, random, log, lifetimes, jobs, scheduler, isDraining: () => draining,
     admission: new Admission(clock, { bytesMax: config.admissionBytes }),
     ...(context.tls === undefined ? {} : { tls: context.tls }),
   })
   await app.listen({ host: config.host, port: config.port, listenTextResolver: () => 'listening' })
   const url = urlOf(app, context.tls === undefined ? 'http' : 'https')
   log.info({ url }, 'ready')
+  const scheduling = new AbortController()
+  void scheduler.run(scheduling.signal)
 
   const hurried = new AbortController()
   let ending: Promise<void> | undefined
   const end = async (): Promise<void> => {
     draining = true
     log.info({ inFlight: lifetimes.count, deadlineMs: config.drainMs }, 'draining')
+    scheduling.abort()
+    jobs.beginClose()
     await finishRequests({ lifetimes, clock, drainMs: config.drainMs, hurried: hurried.signal })
     const closing = app.close()
     app.server.closeAllConnections()
     await closing
-    await closeAll({ lock: opened.lock, host })
+    await closeAll({ lock: opened.lock, host, jobs })
     log.info('stopped')
   }
   let finish: (end: Promise<void>) => void = () => undefined
@@ -194,6 +206,7 @@ function drainWhenTold(server: RunningServer, shutdown: AbortSignal | undefined)
 function logRepositoryEvent(log: Logger, repository: string, event: RepositoryEvent): void {
   if (event.type === 'recovered') log.info({ repository, ...event }, 'repository recovered')
   else if (event.type === 'target') logTarget(log, repository, event)
+  else if (event.type === 'deletion-refused') log.warn({ repository, type: event.type, pack: event.pack, cause: describeCause(event.error) }, 'a target keeps a pack that nothing needs')
   else log.error({ repository, type: event.type, cause: describeCause(event.error), ...('pack' in event ? { pack: event.pack } : {}) }, 'repository damaged')
 }
 function logTarget(log: Logger, repository: string, { target, health, error }: RepositoryEvent & { type: 'target' }): void {

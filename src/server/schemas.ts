@@ -6,7 +6,7 @@
  */
 import { ERROR_CATALOGUE } from '../core/errors.js'
 import { KiB, LIMITS } from '../core/limits.js'
-import { TARGET_MODES, TOKEN_SCOPES } from '../core/messages.js'
+import { JOB_KINDS, JOB_STATES, TARGET_MODES, TOKEN_SCOPES } from '../core/messages.js'
 
 export type JsonSchema = Readonly<Record<string, unknown>>
 
@@ -130,6 +130,10 @@ export const REQUEST_SCHEMAS = {
       object({ kind: { const: 'recovery' }, label: text(LIMITS.nameBytesMax), publicKey: { type: 'string', minLength: 1, maxLength: 256 } }),
     ],
   },
+  gc: object({
+    dryRun: { type: 'boolean' }, repackBelow: { type: 'number', minimum: 0, maximum: 1 }, bytesPerSecondMax: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
+    acceptDamage: { type: 'boolean' },
+  }, ['dryRun', 'repackBelow', 'bytesPerSecondMax', 'acceptDamage']),
   check: object({ readDataPercent: { type: 'number', minimum: 0, maximum: 100 }, heal: { type: 'boolean' } }, ['heal']),
 } as const satisfies Record<string, JsonSchema>
 
@@ -144,7 +148,7 @@ export const QUERY_SCHEMAS = {
 
 const PARAMETER_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   repository: repositoryName, session: hex(32), snapshot: hex(64), token: hex(16),
-  target: targetName,
+  target: targetName, job: { type: 'string', pattern: `^${REPOSITORY_NAME}$` },
   slot: { type: 'string', pattern: '^[A-Za-z0-9._-]{1,128}$' },
 }
 /** The schema of a path's parameters, or undefined when it has none. */
@@ -169,6 +173,15 @@ const tokenFields = {
   tokenId: hex(16), label: { type: 'string' }, grants: { type: 'array', items: grant }, createdAtMs: count, expiresAtMs: count,
 }
 const keySlot = object({ slotId: { type: 'string' }, kind: choice('keyfile', 'passphrase', 'recovery'), label: { type: 'string' }, createdAtMs: count })
+const jobRun = object({
+  id: hex(16), kind: choice(...JOB_KINDS), job: { type: 'string' }, trigger: choice('schedule', 'hand'), options: { type: 'object' }, state: choice(...JOB_STATES),
+  startedAtMs: count, endedAtMs: count, progress: object({ phase: { type: 'string' }, done: count, total: count }), problems: whole, healed: whole,
+  counts: { type: 'object', additionalProperties: count }, error: object({ code: choice(...Object.keys(ERROR_CATALOGUE)), message: { type: 'string' } }),
+}, ['job', 'endedAtMs', 'progress', 'error'])
+const job = object({
+  name: { type: 'string' }, kind: choice(...JOB_KINDS), cron: { type: 'string' }, timeZone: { type: 'string' }, jitterSeconds: count, options: { type: 'object' },
+  nextRunAtMs: { type: ['number', 'null'] }, waitingFor: hex(16), lastRun: jobRun,
+}, ['waitingFor', 'lastRun'])
 const wireLimits = object(Object.fromEntries([
   'chunkBytesMax', 'nodeBytesMax', 'bodyBytesMax', 'bodyFramesMax', 'missingIdsMax', 'readIdsMax', 'sessionBodiesInFlightMax',
 ].map((name) => [name, whole])))
@@ -191,6 +204,8 @@ export const REPLY_SCHEMAS = {
   createToken: object({ ...tokenFields, token: { type: 'string' } }, ['expiresAtMs']),
   target: targetInfo,
   targets: object({ targets: { type: 'array', items: targetInfo }, writePolicy, durability }),
+  jobRun,
+  jobs: object({ jobs: { type: 'array', items: job }, runs: { type: 'array', items: jobRun } }),
   keySlot,
   keySlotList: { type: 'array', items: keySlot },
   status: object({ status: { type: 'string' } }),

@@ -10,6 +10,7 @@ import { addPack, bitmap, emptySnapshot, entriesOf, idOf, idProofOf, idProofsOf,
   sessionIdOf, sessionRow, snapshotIdOf } from '../support/index-fixtures.js'
 
 import { collections } from './index-collection.js'
+import { damageContract } from './index-damage.js'
 
 export interface IndexSubject {
   open(t: TestContext): Promise<ChunkIndex>
@@ -29,6 +30,7 @@ export function chunkIndexConformance(name: string, subject: IndexSubject): void
     sessions(subject)
     snapshots(subject)
     collections(subject)
+    damageContract(subject)
     lifetime(subject)
   })
 }
@@ -138,7 +140,7 @@ function packsAndChunks({ open }: IndexSubject): void {
     const node = await addPack(index, 2, entriesOf([3, 4]), CHUNK_KINDS.node)
     assert.deepEqual(await index.totals(), { packs: 2, chunks: 4, dataChunks: 3, nodeChunks: 1,
       rawBytes: data.rawBytes + node.rawBytes, storedBytes: data.storedBytes + node.storedBytes, spooledPacks: 2,
-      spooledBytes: data.storedBytes + node.storedBytes, snapshots: 0, sessionsOpen: 0, doomedPacks: 0, doomedBytes: 0 })
+      spooledBytes: data.storedBytes + node.storedBytes, snapshots: 0, sessionsOpen: 0, doomedPacks: 0, doomedBytes: 0, damagedChunks: 0 })
     await index.placePack(data.packNumber, { add: 0b10 })
     assert.deepEqual([(await index.totals()).spooledPacks, (await index.getPack(data.packNumber))?.heldBy], [2, 0b10], 'held is not stored yet')
     for (let twice = 0; twice < 2; twice++) await index.placePack(data.packNumber, { add: 0b101, remove: 0b10, stored: true })

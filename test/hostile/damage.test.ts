@@ -6,6 +6,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
+import { ByteWriter } from '../../src/core/bytes.js'
 import { RoostError, hasCode, type ErrorCode } from '../../src/core/errors.js'
 import { hashChunk } from '../../src/core/hash.js'
 import { CHUNK_KINDS, parseSessionId, parseSnapshotId } from '../../src/core/ids.js'
@@ -213,6 +214,9 @@ test('a byte flipped anywhere in any kind of row of the index file is found when
   await index.pinEntries(sessionIdOf(1), pack.packNumber, bitmap(0, 2))
   const row = await index.commitSnapshot(emptySnapshot(1), sessionIdOf(2))
   await index.setComplete(true)
+  await index.markDamaged(pack.packNumber, idOf(3))
+  await index.noteWhole(row.snapshotId, 1)
+  await index.noteVerified(pack.packNumber, 77)
   const totals = await index.totals()
   await index.close()
 
@@ -224,13 +228,14 @@ test('a byte flipped anywhere in any kind of row of the index file is found when
         [...(await opened.locate(idsOf([1, 2, 3]))).offsetsInBlock], (await opened.scanChunks(undefined, 10)).ids.toString('hex'),
         await opened.listSessions(), await opened.getSession(sessionIdOf(1)), [...await opened.inspectRefs(sessionIdOf(1), refsOf([1, 2, 3]))],
         await opened.listSnapshots({ limit: 10 }), await opened.getSnapshot(snapshotIdOf(1)), await opened.findSnapshotOfSession(sessionIdOf(2)),
+        await opened.listDamaged(undefined, 10), await opened.damageState(), await opened.wholeAt(snapshotIdOf(1)), await opened.listVerified(0, 10),
       ])
     } finally { await opened.close() }
   }
   const whole = await everything()
   const bytes = readFileSync(file)
   const session = sessionKey(sessionIdOf(1)), { record, signature, ...head } = row
-  const counters = { ...FRESH_COUNTERS, ...totals, nextPackNumber: pack.packNumber + 1, nextSequence: row.sequence + 1 }
+  const counters = { ...FRESH_COUNTERS, ...totals, nextPackNumber: pack.packNumber + 1, nextSequence: row.sequence + 1, removals: 1 }
   const rows: Record<string, Buffer> = {
     pack: encodePackRow(u32Key(pack.packNumber), pack),
     'pack number': encodeNumberRow('packId', idKey(pack.packId), pack.packNumber),
@@ -241,6 +246,10 @@ test('a byte flipped anywhere in any kind of row of the index file is found when
     'snapshot number': encodeNumberRow('snapshotId', idKey(row.snapshotId), row.sequence),
     'snapshot of a session': encodeNumberRow('sessionSnapshot', sessionKey(sessionIdOf(2)), row.sequence),
     counters: encodeCounters(Buffer.from('counters'), counters),
+    damaged: encodeNumberRow('damaged', idOf(3), pack.packNumber),
+    'damage state': sealRow('damage', Buffer.from('damage'), new ByteWriter(24).u64(1).u64(1).u64(1).finish()),
+    whole: encodeNumberRow('whole', idKey(row.snapshotId), 1),
+    'verified order': sealRow('verifiedOrder', Buffer.from([0, 0, 0, 0, 0, 0, 0, 1]), new ByteWriter(12).u32(pack.packNumber).u64(77).finish()),
     identity: encodeJsonRow('identity', Buffer.from('identity'), identity),
     complete: sealRow('state', Buffer.from('complete'), Buffer.from([1])),
     clean: sealRow('state', Buffer.from('clean'), Buffer.from([1])),

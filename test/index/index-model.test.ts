@@ -44,6 +44,17 @@ const steps = fc.oneof(
   })),
 )
 
+const care = fc.oneof(
+  fc.tuple(fc.integer({ min: 0, max: 9 }), chunks).map(([n, numbers]) => step(`lose [${numbers}] of ${n}`, (index) => index.markDamaged(n, idsOf(numbers)))),
+  fc.integer({ min: 1, max: 8 }).map((n) => step(`forget pack ${n}`, async (index) => {
+    const pack = await index.findPack(packIdOf(n))
+    if (pack !== undefined) await index.forgetPacks([pack.packNumber])
+  })),
+  fc.nat(4).map((generation) => step(`forget damage of ${generation}`, (index) => index.forgetDamage(generation))),
+  fc.tuple(small, fc.nat(5)).map(([n, generation]) => step(`whole ${n} at ${generation}`, (index) => index.noteWhole(snapshotIdOf(n), generation))),
+  fc.tuple(fc.integer({ min: 1, max: 9 }), fc.nat(99)).map(([n, at]) => step(`verified ${n}`, (index) => index.noteVerified(packNumber(n), at))),
+)
+
 /** A repeated pack id stands for the same bytes, so its entries follow from its number alone. */
 async function addPack(index: ChunkIndex, n: number, numbers: readonly number[], packKind: ChunkKind,
   pin: [number, number[]] | null): Promise<unknown> {
@@ -71,7 +82,9 @@ async function everything(index: ChunkIndex): Promise<unknown> {
     half: await index.scanChunks(idOf(15), 5), located: await index.locate(idsOf(numbers)), sessions,
     refs: await Promise.all(sessions.flatMap(({ sessionId }) => Object.values(CHUNK_KINDS)
       .map((refKind) => index.inspectRefs(sessionId, refsOf(numbers, refKind))))),
-    snapshots: await index.listSnapshots({ limit: 10 }),
+    snapshots: await index.listSnapshots({ limit: 10 }), damage: await index.damageState(), lost: await index.listDamaged(undefined, 100),
+    whole: await Promise.all([1, 2, 3, 4].map((n) => index.wholeAt(snapshotIdOf(n)))), verified: await index.listVerified(0, 100),
+    unverified: await index.listUnverified(0, 100),
     made: await Promise.all([1, 2, 3, 4].map((n) => index.findSnapshotOfSession(sessionIdOf(n)))),
   }
 }
@@ -80,7 +93,7 @@ test('LMDB and the reference agree over any sequence of calls', async () => {
   const base = mkdtempSync(path.join(tmpdir(), 'roost-model-'))
   let runs = 0
   try {
-    await fc.assert(fc.asyncProperty(fc.array(steps, { minLength: 5, maxLength: 40 }), fc.nat(40), async (sequence, reopenAt) => {
+    await fc.assert(fc.asyncProperty(fc.array(fc.oneof({ arbitrary: steps, weight: 3 }, care), { minLength: 5, maxLength: 40 }), fc.nat(40), async (sequence, reopenAt) => {
       const options = { directory: path.join(base, String(runs++)), identity: { repositoryId: 'ab'.repeat(16), formatVersion: 1 } }
       const model = openMemoryIndex()
       let index = await openLmdbIndex(options)

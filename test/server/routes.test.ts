@@ -150,8 +150,8 @@ test('an unknown error is 500 without detail; its cause is in the log under the 
 test('an operator’s error keeps its code and loses its message, except for an administrator', async (t) => {
   for (const [scopes, isTold] of [[['push', 'read', 'delete'], false], [SCOPES, true]] as const) {
     const { repository, request } = await openServer(t, scopes)
-    repository.failNext('stats', new RoostError('PACK_CORRUPT', 'pack at /srv/x', { path: '/srv/x' }))
-    const reply = await request('GET', ROUTES.stats)
+    repository.failNext('listSnapshots', new RoostError('PACK_CORRUPT', 'pack at /srv/x', { path: '/srv/x' }))
+    const reply = await request('GET', ROUTES.snapshots)
     assert.equal(reply.json<WireError>().code, 'PACK_CORRUPT')
     assert.equal(reply.payload.includes('/srv/x'), isTold)
   }

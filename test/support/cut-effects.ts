@@ -68,12 +68,19 @@ export function cutEffects(inner: FileEffects = nodeFileEffects): CutEffects {
   function beforeName(path: string, movedFrom?: string): () => void {
     const facts = fs.statSync(path, { throwIfNoEntry: false })
     const bytes = facts?.isFile() === true ? fs.readFileSync(path) : undefined
+    const durable = facts === undefined ? undefined : durableBytes.get(facts.ino)
     return () => {
       undos.push({
         directory: dirname(path),
         undo: () => {
           if (movedFrom !== undefined && fs.existsSync(path)) fs.renameSync(path, movedFrom)
-          if (bytes !== undefined) fs.writeFileSync(path, bytes, { mode: facts!.mode & 0o777 })
+          if (bytes !== undefined) {
+            fs.writeFileSync(path, bytes, { mode: facts!.mode & 0o777 })
+            // The new file may have got the inode of one that was deleted, and is as durable as the one it stands for.
+            const { ino } = fs.statSync(path)
+            if (durable === undefined) durableBytes.delete(ino)
+            else durableBytes.set(ino, durable)
+          }
           else if (facts === undefined) fs.rmSync(path, { force: true, recursive: true })
         },
       })

@@ -4,7 +4,7 @@ import { RoostError } from '../../src/core/errors.js'
 import { parseSessionId, type SessionId, type SnapshotId } from '../../src/core/ids.js'
 import { LIMITS } from '../../src/core/limits.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
   MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
   TargetInfo, TargetsReply,
 } from '../../src/core/messages.js'
@@ -25,7 +25,7 @@ export class FakeRepository implements Repository {
   onPutChunks: (body: FrameBody, signal: AbortSignal) => Promise<void> = async () => undefined
   /** What `readChunks` yields. */
   readItems: (signal: AbortSignal) => AsyncIterable<Buffer> = async function* () { yield Buffer.from('frame') }
-  events: () => AsyncIterable<MaintenanceEvent> = async function* () { yield { type: 'done', problems: 0, counts: {} } }
+  events: (signal: AbortSignal) => AsyncIterable<MaintenanceEvent> = async function* () { yield { type: 'done', problems: 0, counts: {} } }
   constructor(readonly name: string) {}
 
   failNext(method: string, error: Error): void { this.#failures.set(method, error) }
@@ -58,8 +58,8 @@ export class FakeRepository implements Repository {
   async addTarget(request: AddTargetRequest): Promise<TargetInfo> { this.#note('addTarget', request); return { ...this.target, ...request } }
   async changeTarget(name: string, request: ChangeTargetRequest): Promise<TargetInfo> { this.#note('changeTarget', name, request); return this.target }
   async removeTarget(name: string): Promise<void> { this.#note('removeTarget', name) }
-  async *backfillTarget(name: string): AsyncIterable<MaintenanceEvent> { this.#note('backfillTarget', name); yield* this.events() }
-  async *drainTarget(name: string): AsyncIterable<MaintenanceEvent> { this.#note('drainTarget', name); yield* this.events() }
+  async *backfillTarget(name: string, signal: AbortSignal): AsyncIterable<MaintenanceEvent> { this.#note('backfillTarget', name); yield* this.events(signal) }
+  async *drainTarget(name: string, signal: AbortSignal): AsyncIterable<MaintenanceEvent> { this.#note('drainTarget', name); yield* this.events(signal) }
   async change(request: ChangeRepositoryRequest): Promise<RepositoryInfo> { this.#note('change', request); return this.info() }
   async openSession(request: OpenSessionRequest, caller: { readonly tokenId: string; readonly sourceLimit?: string }): Promise<OpenSessionReply> {
     this.#note('openSession', request, caller)
@@ -116,13 +116,17 @@ export class FakeRepository implements Repository {
     this.#note('stats')
     return { snapshots: 1, packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, rawBytes: 0, storedBytes: 0, spoolPacks: 0, spoolBytes: 0, sessionsOpen: 0 }
   }
-  async *check(options: CheckOptions): AsyncIterable<MaintenanceEvent> {
+  async *check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
     this.#note('check', options)
-    yield* this.events()
+    yield* this.events(signal)
   }
-  async *rebuild(): AsyncIterable<MaintenanceEvent> {
+  async *collect(options: CollectOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
+    this.#note('collect', options)
+    yield* this.events(signal)
+  }
+  async *rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
     this.#note('rebuild')
-    yield* this.events()
+    yield* this.events(signal)
   }
   async listKeySlots(): Promise<KeySlotInfo[]> { this.#note('listKeySlots'); return [KEY_SLOT] }
   async addKeySlot(request: AddKeySlotRequest): Promise<KeySlotInfo> {

@@ -17,6 +17,8 @@ import type { RepositoryHost } from '../../src/repo/repository-host-contract.js'
 import { Admission, type AdmissionOptions } from '../../src/server/admission.js'
 import { buildApp } from '../../src/server/app.js'
 import { createLogger } from '../../src/server/logger.js'
+import { JobRegistry } from '../../src/server/jobs/job-registry.js'
+import { Scheduler } from '../../src/server/jobs/scheduler.js'
 import { RequestLifetimes } from '../../src/server/request-lifetimes.js'
 import { TokenStore } from '../../src/server/token-store.js'
 import { HttpRepositoryClient } from '../../client/http-repository-client.js'
@@ -56,7 +58,9 @@ export async function realServer(t: TestContext, options: RealServerOptions = {}
   const admission = new Admission(clock, { bytesMax: LIMITS.admissionBytesDefault, ...options.admission })
   const lifetimes = new RequestLifetimes()
   const log = createLogger({ level: 'debug', destination: { write: (line) => { logLines.push(line) } } })
-  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, isDraining: () => false })
+  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log })
+  const scheduler = new Scheduler({ definitions: [], host, registry: jobs, clock, random: systemRandom, log })
+  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, isDraining: () => false })
   const port = await listen(app)
   const clients: HttpRepositoryClient[] = []
   t.after(async () => {
@@ -64,6 +68,7 @@ export async function realServer(t: TestContext, options: RealServerOptions = {}
     const closing = app.close()
     app.server.closeAllConnections()
     await closing
+    await jobs.close()
     await host.close()
   })
   return {

@@ -11,6 +11,7 @@ import { CHUNK_KINDS, parseSessionId, type ChunkKind, type SessionId } from '../
 import type { CommitRequest, CreateRepositoryRequest, OpenSessionReply, SnapshotStatistics } from '../../src/core/messages.js'
 import { encodeNode, NODE_TYPES } from '../../src/core/node-format.js'
 import type { Random } from '../../src/core/random.js'
+import { collectGarbage } from '../../src/gc/collect.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
 import { createRepository, openRepository, type OpenRepositoryDeps } from '../../src/repo/open-repository.js'
 import type { RepositoryEvent } from '../../src/repo/repository-parts.js'
@@ -80,7 +81,7 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
   const depsFor = (clean: boolean): OpenRepositoryDeps => depsOf(clean, ofOneLife(effects, ++lives, () => lives))
   const depsOf = (clean: boolean, effects: FileEffects): OpenRepositoryDeps => ({
     pool: new InlineSealPool(effects, random), clock, random, effects, spoolBytesMax, commitWaitMs, zstdLevel: 1,
-    report: (_name, event) => { events.push(event) },
+    report: (_name, event) => { events.push(event) }, collector: collectGarbage,
     openTarget: async (url, create) => {
       const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random })
       return wrapTarget?.(store, url) ?? store

@@ -11,13 +11,17 @@ import type { TokenGrant } from '../../src/core/messages.js'
 import { Admission, type AdmissionOptions } from '../../src/server/admission.js'
 import { buildApp } from '../../src/server/app.js'
 import { createLogger } from '../../src/server/logger.js'
+import type { JobDefinition } from '../../src/server/jobs/job-file.js'
+import { JobRegistry } from '../../src/server/jobs/job-registry.js'
+import { Scheduler } from '../../src/server/jobs/scheduler.js'
 import { RequestLifetimes } from '../../src/server/request-lifetimes.js'
 import { TokenStore } from '../../src/server/token-store.js'
 import { FakeHost } from './fake-repository.js'
 
 export async function temporaryDirectory(t: TestContext): Promise<string> {
   const path = await mkdtemp(join(tmpdir(), 'roost-test-'))
-  t.after(() => rm(path, { recursive: true, force: true }))
+  // Retried: a file that is being written when the test ends may appear in between.
+  t.after(() => rm(path, { recursive: true, force: true, maxRetries: 5 }))
   return path
 }
 
@@ -27,12 +31,14 @@ export interface ServerUnderTest {
   readonly tokens: TokenStore
   readonly admission: Admission
   readonly lifetimes: RequestLifetimes
+  readonly jobs: JobRegistry
+  readonly scheduler: Scheduler
   readonly logLines: string[]
   readonly drain: { active: boolean }
   /** A token with these grants, as an Authorization header's value and an id. */
   token(...grants: readonly TokenGrant[]): Promise<{ readonly bearer: string; readonly tokenId: string }>
 }
-export interface ServerOptions { readonly clock?: Clock; readonly admission?: Partial<AdmissionOptions> }
+export interface ServerOptions { readonly clock?: Clock; readonly admission?: Partial<AdmissionOptions>; readonly definitions?: readonly JobDefinition[] }
 
 export async function serverUnderTest(t: TestContext, options: ServerOptions = {}): Promise<ServerUnderTest> {
   const clock = options.clock ?? systemClock
@@ -42,14 +48,17 @@ export async function serverUnderTest(t: TestContext, options: ServerOptions = {
   const admission = new Admission(clock, { bytesMax: 72 * 1024 * 1024, ...options.admission })
   const lifetimes = new RequestLifetimes(), drain = { active: false }, logLines: string[] = []
   const log = createLogger({ level: 'trace', destination: { write: (line) => { logLines.push(line) } } })
-  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, isDraining: () => drain.active })
+  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log })
+  const scheduler = new Scheduler({ definitions: options.definitions ?? [], host, registry: jobs, clock, random: systemRandom, log })
+  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, isDraining: () => drain.active })
   t.after(async () => {
     const closing = app.close()
     app.server.closeAllConnections()
     await closing
+    await jobs.close()
   })
   return {
-    app, host, tokens, admission, lifetimes, logLines, drain,
+    app, host, tokens, admission, lifetimes, jobs, scheduler, logLines, drain,
     token: async (...grants) => {
       const made = await tokens.create({ label: 'test', grants })
       return { bearer: `Bearer ${made.token}`, tokenId: made.tokenId }

@@ -7,7 +7,7 @@ import { formatBytes, formatCount } from '../format.js'
 import { followMaintenance } from '../maintenance-report.js'
 import { withOfflineRepository } from '../offline-repository.js'
 
-interface OfflineFlags { readonly data?: string }
+export interface OfflineFlags { readonly data?: string }
 interface CheckFlags extends OfflineFlags { readonly readData?: string | true; readonly heal?: boolean }
 
 const READ_DATA_ALL = 100
@@ -48,7 +48,8 @@ export function registerMaintenance(registry: Registry): void {
 type OnlineRepository = ReturnType<CommandContext['repository']>['client']
 type OfflineRepository = Parameters<Parameters<typeof withOfflineRepository>[2]>[0]
 
-async function onRepository(context: CommandContext, flags: OfflineFlags, name: string | undefined, work: {
+/** Through the server, or with --data on a directory whose server is stopped. */
+export async function onRepository(context: CommandContext, flags: OfflineFlags, name: string | undefined, work: {
   online(client: OnlineRepository): Promise<ExitCode>
   offline(repository: OfflineRepository): Promise<ExitCode>
 }): Promise<ExitCode> {

@@ -11,7 +11,7 @@ import { processEnvironment } from '../settings.js'
 interface ServerFlags {
   readonly data?: string; readonly listen?: string; readonly tlsCert?: string; readonly tlsKey?: string; readonly allowPlainHttp?: boolean
   readonly workers?: number; readonly spoolMax?: number; readonly spoolReserve?: number; readonly commitWaitSeconds?: number
-  readonly admissionMax?: number; readonly logLevel?: string; readonly drainSeconds?: number
+  readonly admissionMax?: number; readonly logLevel?: string; readonly drainSeconds?: number; readonly jobs?: string
 }
 
 export function registerServer(registry: Registry): void {
@@ -25,8 +25,10 @@ export function registerServer(registry: Registry): void {
     .option('--commit-wait-seconds <seconds>', 'how long a commit waits for the targets before it answers "not yet"', countOption)
     .option('--admission-max <size>', 'bytes of request bodies held at once', sizeOption)
     .option('--drain-seconds <seconds>', 'how long a shutdown waits for requests', countOption)
+    .option('--jobs <file>', 'YAML with the jobs that run by themselves: check, backfill, … (ROOST_JOBS)')
     .addOption(choiceOption('--log-level <level>', 'how much to log (ROOST_LOG_LEVEL)', LOG_LEVELS)),
-  ['roost server --data /srv/roost', 'roost server --data /srv/roost --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem']),
+  ['roost server --data /srv/roost', 'roost server --data /srv/roost --jobs /etc/roost/jobs.yaml',
+    'roost server --data /srv/roost --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem']),
   async (context, flags) => {
     const config = serverConfig(context, flags)
     const server = await startServer(context, config)
@@ -40,10 +42,11 @@ export function registerServer(registry: Registry): void {
 /** The server's parts are loaded here, not above: every other command would carry them too. */
 async function startServer(context: CommandContext, config: ServerConfig): Promise<RunningServer> {
   const { openRepositoryHost } = await import('../../repo/repository-host.js')
+  const { collectGarbage } = await import('../../gc/collect.js')
   const { runServer } = await import('../../server/run-server.js')
   try {
-    return await runServer(config, { 
-      openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment() }), clock: context.clock, random: context.random, shutdown: context.signal })
+    return await runServer(config, {
+      openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment(), collector: collectGarbage }), clock: context.clock, random: context.random, shutdown: context.signal })
   } catch (error) {
     if (error instanceof ServerConfigError || error instanceof DataLockedError) throw new UsageError(error.message, { cause: error })
     throw error
@@ -57,12 +60,14 @@ function serverConfig(context: CommandContext, flags: ServerFlags): ServerConfig
   const certFile = flags.tlsCert ?? settings.environment('ROOST_TLS_CERT')
   const keyFile = flags.tlsKey ?? settings.environment('ROOST_TLS_KEY')
   if ((certFile === undefined) !== (keyFile === undefined)) throw new UsageError('A certificate needs its key: give --tls-cert and --tls-key.')
+  const jobsFile = flags.jobs ?? settings.environment('ROOST_JOBS')
   const logLevel = flags.logLevel ?? settings.environment('ROOST_LOG_LEVEL') ?? SERVER_CONFIG_DEFAULTS.logLevel
   if (!(LOG_LEVELS as readonly string[]).includes(logLevel)) throw new UsageError(`"${logLevel}" is not a log level: ${LOG_LEVELS.join(', ')}.`)
   return {
     ...SERVER_CONFIG_DEFAULTS, ...parseListen(flags.listen ?? settings.environment('ROOST_LISTEN')),
     dataDirectory: resolve(data), logLevel: logLevel as LogLevel, allowPlainHttp: settings.allowsPlainHttp(),
     ...(certFile === undefined || keyFile === undefined ? {} : { tls: { certFile, keyFile } }),
+    ...(jobsFile === undefined ? {} : { jobsFile: resolve(jobsFile) }),
     ...(flags.workers === undefined ? {} : { workers: flags.workers }),
     ...(flags.spoolMax === undefined ? {} : { spoolBytes: flags.spoolMax }),
     ...(flags.spoolReserve === undefined ? {} : { spoolReserveBytes: flags.spoolReserve }),

@@ -3,8 +3,9 @@ import { createReadStream } from 'node:fs'
 import { hasCode, isAbort, RoostError } from '../../core/errors.js'
 import { streamingDigest } from '../../core/hash.js'
 import { MiB } from '../../core/limits.js'
-import type { PackRow } from '../../index/chunk-index.js'
+import type { ChunkIndex, PackRow } from '../../index/chunk-index.js'
 import { packKey } from '../layout.js'
+import type { PackClaims } from '../pack-claims.js'
 import { damagedPack, packBody } from './pack-body.js'
 import type { Target } from './target.js'
 import type { TargetSet } from './target-set.js'
@@ -42,11 +43,15 @@ export type CopyOutcome =
   /** It was there whole already. */
   | { readonly outcome: 'present' }
   | { readonly outcome: 'copied'; readonly from: string }
+  /** It left the index meanwhile, or is leaving: nobody needs the copy. */
+  | { readonly outcome: 'gone' }
   /** No target has it whole, and all could be asked. */
   | { readonly outcome: 'nowhere'; readonly error: RoostError }
 
 export interface CopyDeps {
   readonly targets: TargetSet
+  readonly claims: PackClaims
+  readonly index: Pick<ChunkIndex, 'getPack'>
   /** The pack's spool file, while it has one. */
   spoolFile(row: PackRow): string | undefined
   /** A source was found without the pack, or with a damaged one. */
@@ -54,7 +59,17 @@ export interface CopyDeps {
 }
 
 /** @throws {RoostError} STORE_UNAVAILABLE or STORE_REFUSED when the target fails, or a source that may have it cannot be asked. */
-export async function copyPack(deps: CopyDeps, row: PackRow, target: Target, signal: AbortSignal): Promise<CopyOutcome> {
+export async function copyPack(deps: CopyDeps, { packNumber }: PackRow, target: Target, signal: AbortSignal): Promise<CopyOutcome> {
+  const release = deps.claims.claimForCopy(packNumber)
+  if (release === undefined) return { outcome: 'gone' }
+  try {
+    const row = await deps.index.getPack(packNumber)
+    return row === undefined ? { outcome: 'gone' } : await copyClaimed(deps, row, target, signal)
+  } finally {
+    release()
+  }
+}
+async function copyClaimed(deps: CopyDeps, row: PackRow, target: Target, signal: AbortSignal): Promise<CopyOutcome> {
   if (await isWholeOn(target, row, signal)) {
     await deps.targets.place(row.packNumber, { add: target.bit })
     return { outcome: 'present' }

@@ -7,7 +7,7 @@ import { Mutex } from '../../core/concurrency.js'
 import { RoostError } from '../../core/errors.js'
 import type { PackNumber } from '../../core/ids.js'
 import type { TargetInfo, TargetsReply } from '../../core/messages.js'
-import type { ChunkIndex, PackRow } from '../../index/chunk-index.js'
+import type { ChunkIndex, CondemnResult, PackRow } from '../../index/chunk-index.js'
 import { holderCount } from '../../index/pack-places.js'
 import { bytesBody } from '../../store/bytes-body.js'
 import type { ObjectStore } from '../../store/object-store.js'
@@ -96,6 +96,16 @@ export class TargetSet {
       const row = await index.placePack(number, { ...change, ...(this.isDurable(heldBy) ? { stored: true as const } : {}) })
       if (row !== undefined) this.#count(before?.heldBy ?? 0, row)
       return row
+    })
+  }
+
+  /** Runs what takes a pack out of the index, between changes of its places. */
+  removePack(number: PackNumber, remove: () => Promise<CondemnResult>): Promise<CondemnResult> {
+    return this.#placing.run(async () => {
+      const before = await this.#index!.getPack(number)
+      const result = await remove()
+      if (result === 'condemned' && before !== undefined) this.noteForgotten(before)
+      return result
     })
   }
 

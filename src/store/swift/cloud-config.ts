@@ -1,11 +1,11 @@
 /** Where and as whom to log in, from clouds.yaml or the OS_* variables, as OpenStack's own clients read them (openstacksdk). Read anew at every
- *  login, so that credentials change without a restart. The only importer of yaml.
+ *  login, so that credentials change without a restart.
  */
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
-import { parse } from 'yaml'
 import { isErrno, RoostError } from '../../core/errors.js'
+import { parseYamlAsWritten } from '../../core/yaml.js'
 
 export type Environment = Readonly<Record<string, string | undefined>>
 export interface CloudConfig {
@@ -100,8 +100,7 @@ async function readFirst(stem: string, named: string | undefined, environment: E
       if (isErrno(error, 'ENOENT') && paths.length > 1) continue
       throw refused(`${path} cannot be read.`, error)
     }
-    // Every scalar as it is written: a password 0123 or 1e3 is no number.
-    try { return { path, value: parse(text, { schema: 'failsafe', merge: true }) } } catch { throw refused(`${path} is not YAML.`) } // the parser's message would quote secrets
+    try { return { path, value: parseYamlAsWritten(text) } } catch { throw refused(`${path} is not YAML.`) } // the parser's message would quote secrets
   }
   return undefined
 }

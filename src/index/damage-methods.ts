@@ -1,0 +1,47 @@
+/** The part of the embedded index that knows damage and care; the rest of it extends this. */
+import type { PackNumber, SnapshotId } from '../core/ids.js'
+import type { DamagedChunk, DamageState, EvacuateRequest, EvacuateResult, PackEntries, PackRow, VerifiedPack } from './chunk-index.js'
+import { evacuatePack, inspectEntries, markDamaged } from './damage-writes.js'
+import type { IndexTables } from './pack-writes.js'
+import type { SnapshotTable } from './snapshot-table.js'
+
+/** Rows forgotten in one transaction. */
+const ROWS_PER_WRITE = 4096
+
+export abstract class DamageMethods {
+  protected abstract readonly tables: IndexTables & { readonly snapshots: SnapshotTable }
+  protected abstract read<T>(work: () => T): T
+  protected abstract write<T>(work: () => T): Promise<T>
+  protected abstract writeDurably<T>(work: () => T): Promise<T>
+
+  async markDamaged(number: number, ids: Buffer): Promise<number> { return this.writeDurably(() => markDamaged(this.tables, number, ids)) }
+  async listDamaged(after: Buffer | undefined, limit: number): Promise<DamagedChunk[]> { return this.read(() => this.tables.damage.list(after, limit)) }
+  async damageState(): Promise<DamageState> {
+    const { chunks, generation } = this.read(() => this.tables.damage.state())
+    return { chunks, generation }
+  }
+  async forgetDamage(generation: number): Promise<boolean> {
+    for (let isDone = false; !isDone;) {
+      const step = await this.writeDurably(() => (this.tables.damage.state().generation === generation ? this.tables.damage.forget(ROWS_PER_WRITE) : undefined))
+      if (step === undefined) return false
+      isDone = step
+    }
+    return true
+  }
+  async noteWhole(snapshotId: SnapshotId, generation: number): Promise<void> {
+    await this.write(() => { if (this.tables.snapshots.get(snapshotId) !== undefined) this.tables.damage.noteWhole(snapshotId, generation) })
+  }
+  async wholeAt(snapshotId: SnapshotId): Promise<number | undefined> { return this.read(() => this.tables.damage.wholeAt(snapshotId)) }
+  async evacuatePack(request: EvacuateRequest): Promise<EvacuateResult> { return this.writeDurably(() => evacuatePack(this.tables, request)) }
+  async inspectEntries(number: PackNumber, entries: PackEntries): Promise<Uint8Array> { return this.read(() => inspectEntries(this.tables, number, entries)) }
+  async noteVerified(number: PackNumber, atMs: number): Promise<void> {
+    await this.write(() => { if (this.tables.packs.get(number) !== undefined) this.tables.damage.noteVerified(number, atMs) })
+  }
+  async listUnverified(after: number, limit: number): Promise<{ packs: PackRow[]; next: number | undefined }> {
+    return this.read(() => {
+      const rows = this.tables.packs.list(after, limit)
+      return { packs: rows.filter((row) => !this.tables.damage.isVerified(row.packNumber)), next: rows.at(-1)?.packNumber }
+    })
+  }
+  async listVerified(after: number, limit: number): Promise<VerifiedPack[]> { return this.read(() => this.tables.damage.listVerified(after, limit)) }
+}

@@ -1,0 +1,75 @@
+/** Scheduled jobs as an operator sees them: a file for the server, `roost jobs` for the rest. */
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { test } from 'node:test'
+import { openWorld, jsonLines } from '../support/run-roost.js'
+
+const JOBS = `
+jobs:
+  - name: yearly-check
+    kind: check
+    cron: "0 3 1 1 *"
+    timeZone: UTC
+    options: { readDataPercent: 100 }
+`
+
+test('an operator configures a job, sees it, runs it, and sees the result after a restart', async (t) => {
+  const world = await openWorld(t)
+  assert.deepEqual(await world.json(['jobs']), [])
+  assert.match((await world.ok(['jobs'])).stderr, /No jobs are configured/)
+  await world.stopServer()
+  const file = world.path('jobs.yaml')
+  writeFileSync(file, JOBS)
+  await world.startServer(['--jobs', file])
+
+  assert.match((await world.ok(['jobs'])).stdout, /^JOB +KIND .*\nyearly-check +check +0 3 1 1 \* \(UTC\) +\d{4}-01-01 \d\d:0\d:\d\d +never\n/)
+  const waited = await world.ok(['jobs', 'run', 'yearly-check', '--wait'])
+  assert.match(waited.stdout, /runs now, as [0-9a-f]{16}\.\n.*check: no problems/s)
+  await world.ok(['check'])
+  const lines = await world.json(['jobs'])
+  assert.deepEqual(lines.map((line) => [line['type'], line['kind'], line['job'] ?? line['name'] ?? null, line['state'] ?? null]),
+    [['job', 'check', 'yearly-check', null], ['run', 'check', null, 'done'], ['run', 'check', 'yearly-check', 'done']])
+  const id = lines[2]!['id'] as string
+  assert.match((await world.ok(['jobs', 'watch', id])).stdout, /check: no problems/)
+  assert.match((await world.ok(['jobs', 'cancel', id])).stdout, /had ended: no problems/)
+  const unknown = await world.run(['jobs', 'run', 'nightly'])
+  assert.equal(unknown.code, 1)
+  assert.match(unknown.stderr, /JOB_UNKNOWN/)
+
+  await world.killServer()
+  await world.startServer(['--jobs', file])
+  assert.match((await world.ok(['jobs'])).stdout, new RegExp(`${id} +check +yearly-check .* no problems`))
+})
+
+test('a jobs file with a mistake keeps the server from starting, and says where', async (t) => {
+  const world = await openWorld(t)
+  await world.stopServer()
+  const file = world.path('jobs.yaml')
+  writeFileSync(file, JOBS.replace('0 3 1 1 *', '0 3 1 13 *'))
+  const refused = await world.run(['server', '--data', world.dataDirectory, '--jobs', file, '--json'])
+  assert.equal(refused.code, 2)
+  assert.match(refused.stderr + JSON.stringify(jsonLines(refused.stdout)), /job 1 \(yearly-check\): .*0 3 1 13/)
+})
+
+test('garbage is planned, collected and gone; what is kept restores', async (t) => {
+  const world = await openWorld(t)
+  for (const name of ['kept', 'dropped']) {
+    mkdirSync(world.path(name))
+    writeFileSync(world.path(name, 'file'), randomBytes(3_000_000))
+    await world.ok(['backup', world.path(name), '--source', name])
+  }
+  const [snapshot] = await world.json(['snapshots', '--source', 'dropped'])
+  await world.ok(['snapshot', 'delete', snapshot!['id'] as string])
+  const plan = await world.ok(['gc', '--dry-run'])
+  assert.match(plan.stdout, /^drop +[0-9a-f]{64} +data +2\.8\d MiB +nothing needs it$/m)
+  assert.match(plan.stdout, /^gc: no problems; would drop \d+ packs? \(2\.8\d MiB\)/m)
+  const [before] = await world.json(['stats'])
+  const events = await world.json(['gc'])
+  assert.deepEqual([...new Set(events.map(({ type }) => type))].sort(), ['done', 'fate', 'progress'])
+  const [after] = await world.json(['stats'])
+  assert.ok((before!['storedBytes'] as number) - (after!['storedBytes'] as number) > 2_800_000, 'the bytes are gone')
+  await world.ok(['restore', 'latest', '--source', 'kept', '--target', world.path('back')])
+  assert.equal((await world.json(['jobs'])).filter(({ kind, state }) => kind === 'gc' && state === 'done').length, 2)
+  await world.ok(['check', '--read-data'])
+})
