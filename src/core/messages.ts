@@ -128,6 +128,8 @@ export interface TargetInfo {
   /** Since when it is unreachable or refused, and why. */
   readonly failingSinceMs?: number
   readonly failure?: string
+  /** Something about the place that its administrator should know. */
+  readonly remark?: string
   /** Packs and bytes that it holds, and that it lacks of what the repository has. */
   readonly packs: number; readonly storedBytes: number
   readonly lagPacks: number; readonly lagBytes: number

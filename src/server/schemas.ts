@@ -166,9 +166,9 @@ const repositoryInfo = object({
 })
 const targetInfo = object({
   name: targetName, url: { type: 'string' }, mode: choice(...TARGET_MODES), uploadBytesPerSecondMax: count,
-  health: choice('unknown', 'healthy', 'unreachable', 'refused'), failingSinceMs: count, failure: { type: 'string' },
+  health: choice('unknown', 'healthy', 'unreachable', 'refused'), failingSinceMs: count, failure: { type: 'string' }, remark: { type: 'string' },
   packs: count, storedBytes: count, lagPacks: count, lagBytes: count, damagedPacks: count,
-}, ['failingSinceMs', 'failure'])
+}, ['failingSinceMs', 'failure', 'remark'])
 const tokenFields = {
   tokenId: hex(16), label: { type: 'string' }, grants: { type: 'array', items: grant }, createdAtMs: count, expiresAtMs: count,
 }

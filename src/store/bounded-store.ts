@@ -13,6 +13,7 @@ export function boundedStore(inner: ObjectStore, { callsInFlightMax }: BoundedSt
   const within = <T>(call: Call | undefined, work: () => Promise<T>): Promise<T> => slots.within(1, call?.signal, work)
   return {
     description: inner.description,
+    get remark() { return inner.remark },
     put: (key, body, options) => within(options, () => inner.put(key, body, options)),
     getRange: (key, range, call) => within(call, () => inner.getRange(key, range, call)),
     getRanges: (key, ranges, call) => within(call, () => inner.getRanges(key, ranges, call)),

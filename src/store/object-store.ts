@@ -42,6 +42,8 @@ export interface PutOptions extends Call {
 export interface ObjectStore {
   /** For people: "file:/srv/roost". Never holds credentials. */
   readonly description: string
+  /** Something about the place that its administrator should know, as one sentence: known only once it was met. */
+  readonly remark?: string | undefined
   put(key: ObjectKey, body: ReplayableBody, options?: PutOptions): Promise<void>
   /** All bytes of one range, or undefined when the key is absent. Never short: a range past the object's end is
    *  OBJECT_TOO_SHORT. Meant for ranges of a few MiB. */

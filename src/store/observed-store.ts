@@ -35,6 +35,7 @@ export function observedStore(inner: ObjectStore, counters: StoreCounters): Obje
   }
   return {
     description: inner.description,
+    get remark() { return inner.remark },
     put: (key, body, options) => observe('put', options, async () => {
       await inner.put(key, body, options)
       counters.bytesWritten += body.bytes

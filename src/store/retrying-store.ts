@@ -32,6 +32,7 @@ export function retryingStore(inner: ObjectStore, options: RetryingStoreOptions)
   }
   return {
     description: inner.description,
+    get remark() { return inner.remark },
     put: (key, body, put) => repeat(put, () => inner.put(key, body, put)),
     getRange: (key, range, call) => repeat(call, () => inner.getRange(key, range, call)),
     getRanges: (key, ranges, call) => repeat(call, () => inner.getRanges(key, ranges, call)),

@@ -88,7 +88,9 @@ for (const [what, ignores] of [
       objects.set(seen.path.split('?')[0]!, seen.body)
       return { status: 200, headers: { etag: `"${md5(seen.body)}"` } }
     })
+    assert.equal(store.remark, undefined)
     await store.put('pack', packBody)
+    assert.match(store.remark ?? '', /does not honour If-None-Match \(conditional writes\)/)
     await store.put('pack', packBody) // the same bytes: settled
     assert.equal(service.puts('pack').length, 1)
     assert.ok(service.puts('pack').every(({ headers }) => headers['if-none-match'] === undefined))
@@ -103,6 +105,7 @@ test('conditional creation is tried out once, and its trial object is removed', 
   assert.equal(service.puts('probe-').length, 2)
   assert.deepEqual([...service.objects.keys()].sort(), ['/bucket/pack1', '/bucket/pack2'])
   assert.equal(service.puts('pack2')[0]?.headers['if-none-match'], '*')
+  assert.equal(store.remark, undefined)
 })
 
 test('a trial that is not answered is repeated by the next put', async (t) => {

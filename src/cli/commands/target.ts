@@ -39,6 +39,7 @@ export function registerTarget(registry: Registry): void {
       formatCount(one.packs), formatBytes(one.storedBytes), describeLag(one)]), [3, 4]))
     for (const one of reply.targets) if (one.failure !== undefined)
       context.output.line(`${one.name} since ${formatTime(one.failingSinceMs ?? 0)}: ${printable(one.failure)}`)
+    for (const one of reply.targets) if (one.remark !== undefined) context.output.line(`${one.name}: ${printable(one.remark)}`)
     context.output.line(`A pack counts as durable on ${reply.writePolicy === 'all' ? 'all active targets' : `${reply.writePolicy} of them`}; ` +
       (reply.durability === 'remote' ? 'commits wait for that.' : 'commits do not wait for that, only for the spool.'))
   })

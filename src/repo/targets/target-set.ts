@@ -169,9 +169,9 @@ export const maskOf = (targets: readonly Target[]): number => targets.reduce((ma
 
 export function infoOf(target: Target, packs: number, storedBytes: number): TargetInfo {
   const { name, url, mode, uploadBytesPerSecondMax } = target.config
-  const failure = target.anyFailure
+  const { anyFailure: failure, remark } = target
   return { name, url, mode, uploadBytesPerSecondMax, health: target.health,
     ...(failure === undefined ? {} : { failingSinceMs: failure.sinceMs, failure: failure.error.message }),
-    packs: target.heldPacks, storedBytes: target.heldBytes, lagPacks: packs - target.heldPacks, lagBytes: storedBytes - target.heldBytes,
+    ...(remark === undefined ? {} : { remark }), packs: target.heldPacks, storedBytes: target.heldBytes, lagPacks: packs - target.heldPacks, lagBytes: storedBytes - target.heldBytes,
     damagedPacks: target.damagedPacks }
 }

@@ -19,6 +19,7 @@ export interface TargetFailure {
 export class Target {
   #config: TargetConfig
   #store: Promise<ObjectStore> | undefined
+  #opened: ObjectStore | undefined
   #hasAnswered = false
   #limiter: RateLimiter | undefined
   /** Why it cannot be asked anything. */
@@ -50,6 +51,7 @@ export class Target {
   get health(): 'unknown' | 'healthy' | 'unreachable' | 'refused' {
     return this.anyFailure?.kind ?? (this.#hasAnswered ? 'healthy' : 'unknown')
   }
+  get remark(): string | undefined { return this.#opened?.remark }
   configure(config: TargetConfig): void {
     this.#config = config
     const limit = config.uploadBytesPerSecondMax
@@ -68,6 +70,7 @@ export class Target {
         this.#store = undefined // the next call opens it again
         throw error
       })
+      this.#opened = store
       const result = await work(store)
       this.#answered(isWrite)
       return result

@@ -126,8 +126,9 @@ export class S3Requests {
     })
   }
   async list(prefix: string, from: string | undefined, signal?: AbortSignal, entriesMax?: number): Promise<S3Page> {
-    const { Contents: contents = [], NextContinuationToken: next, IsTruncated: more, $metadata, Name } = await this.#renewing((client) => client.send(
-      new ListObjectsV2Command({ Bucket: this.#place.bucket, Prefix: prefix, ...(entriesMax === undefined ? {} : { MaxKeys: entriesMax }), ...(from === undefined ? {} : { ContinuationToken: from }) }), { ...(signal && { abortSignal: signal }) }))
+    const wishes = { ...(entriesMax === undefined ? {} : { MaxKeys: entriesMax }), ...(from === undefined ? {} : { ContinuationToken: from }) }
+    const { Contents: contents = [], NextContinuationToken: next, IsTruncated: more, $metadata, Name } = await this.#renewing((client) =>
+      client.send(new ListObjectsV2Command({ Bucket: this.#place.bucket, Prefix: prefix, ...wishes }), { ...(signal && { abortSignal: signal }) }))
     if (Name === undefined) throw Object.assign(new Error('not a listing'), { $metadata })
     return { entries: contents.flatMap(({ Key, Size }) => Key === undefined || Size === undefined ? [] : [{ key: Key, bytes: Size }]), next: more === true ? next : undefined }
   }

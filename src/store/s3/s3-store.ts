@@ -48,6 +48,7 @@ class S3Store implements ObjectStore {
   #bucketSeenMs = -Infinity
   #createsConditionally: Promise<boolean> | undefined
   #deletesMany = true
+  remark: string | undefined
 
   constructor(options: S3StoreOptions, place: S3Place) {
     this.description = options.url
@@ -115,7 +116,11 @@ class S3Store implements ObjectStore {
   }
   /** Asked once: writes a small object twice, the second time on the condition that it is absent. */
   async #canCreateConditionally(signal?: AbortSignal): Promise<boolean> {
-    this.#createsConditionally ??= this.#probeConditions(signal).catch((error: unknown) => {
+    this.#createsConditionally ??= this.#probeConditions(signal).then((honours) => {
+      this.remark = honours ? undefined
+        : 'The service does not honour If-None-Match (conditional writes): objects are looked for before they are written, and only one server may write here.'
+      return honours
+    }).catch((error: unknown) => {
       this.#createsConditionally = undefined // it was not answered: the next put asks again
       throw error
     })

@@ -47,7 +47,8 @@ async function logInV3(http: Http, cloud: CloudConfig, wishes: LoginWishes, sign
   const answer = await http.request(`${v3Url(cloud.authUrl)}/auth/tokens`, { method: 'POST', headers: { 'content-type': 'application/json', accept: 'application/json' },
     body: JSON.stringify({ auth: { identity: identityOf(cloud), ...scopeOf(cloud) } }), ...(signal && { signal }) })
   const text = await readText(answer, ANSWER_BYTES_MAX, signal)
-  if (answer.status !== 201) throw loginRefused(cloud, answer)
+  if (answer.status === 200) throw notIdentity(cloud)
+  if (answer.status !== 201) throw loginRefused(cloud, answer, isKeystoneError(text))
   const token = answer.headers['x-subject-token']
   let reply: TokenReply
   try { reply = JSON.parse(text) as TokenReply } catch { throw notIdentity(cloud) }
@@ -99,11 +100,16 @@ function endpointOf(reply: TokenReply, cloud: CloudConfig, wishes: LoginWishes):
   throw new RoostError('STORE_REFUSED', `The catalog of ${cloud.authUrl} has no object-store in region ${region ?? '(any)'} with interface ${wanted}; there are ${there}.`)
 }
 
-function loginRefused(cloud: CloudConfig, answer: HttpAnswer): RoostError {
+/** Keystone answers 404 for an application credential that was deleted; a wrong address does so too, in other words. */
+function isKeystoneError(text: string): boolean {
+  try { return typeof (JSON.parse(text) as { error?: { code?: unknown } }).error?.code === 'number' } catch { return false }
+}
+function loginRefused(cloud: CloudConfig, answer: HttpAnswer, isKeystones = false): RoostError {
   const { status, headers } = answer
   const retryAfterMs = parseRetryAfter(headers['retry-after'], headers['date'])
-  if (status === 401 || status === 403) return new RoostError('STORE_REFUSED',
-    `The identity service at ${cloud.authUrl} refuses the credentials of ${cloud.origin} (${status}): check user, password, domain and project.`, { status })
+  const advice = cloud.authType === 'applicationCredential' ? 'check the application credential, which may be deleted or expired' : 'check user, password, domain and project'
+  if (status === 401 || status === 403 || (status === 404 && isKeystones)) return new RoostError('STORE_REFUSED',
+    `The identity service at ${cloud.authUrl} refuses the credentials of ${cloud.origin} (${status}): ${advice}.`, { status })
   if (status === 429 || status >= 500) return new RoostError('STORE_UNAVAILABLE',
     `The identity service at ${cloud.authUrl} answers ${status}, so there is no token for Swift; look at its log.`, { status, ...(retryAfterMs === undefined ? {} : { retryAfterMs }) })
   return new RoostError('STORE_REFUSED', `${cloud.authUrl} answers ${status} to a login: it is not the auth_url of ${cloud.authType === 'v1' ? 'a version 1 service' : 'Keystone v3'}.`, { status })
