@@ -126,10 +126,18 @@ export class JobRegistry {
     this.#isClosing = true
     for (const run of this.running) if (!this.#attended.has(run)) run.stop('server-ends')
   }
-  /** Resolves when every run has ended and the logs are on disk. */
-  async close(): Promise<void> {
+  /** Ends every run. Resolves when they have ended, or after `patienceMs`: a step that cannot be cut ends with its repository. */
+  async stop(patienceMs: number): Promise<void> {
     this.beginClose()
     for (const run of this.running) run.stop('server-ends')
+    if (this.running.length === 0) return
+    const waiting = new AbortController()
+    await Promise.race([Promise.all(this.running.map(({ ended }) => ended)), this.#deps.clock.sleep(patienceMs, waiting.signal).catch(() => undefined)])
+    waiting.abort()
+  }
+  /** Resolves when every run has ended and the logs are on disk. */
+  async close(): Promise<void> {
+    await this.stop(0)
     await Promise.all(this.running.map(({ ended }) => ended))
     await Promise.all([...this.#logs.values()].map((log) => log.settled()))
   }

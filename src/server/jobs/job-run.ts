@@ -82,7 +82,7 @@ export class JobRun {
       case 'failed': throw new RoostError(event.error.code, event.error.message, event.error.details)
       case 'problem': this.#problems++; break
       case 'healed': this.#healed++; break
-      case 'fate': return // one a pack: for those who watch, not to be kept
+      default: return // one a pack or a snapshot: for those who watch, not to be kept
     }
     if (this.#notes.length < NOTES_MAX) this.#notes.push(event)
   }

@@ -157,3 +157,23 @@ test('a run that fails is told, and the next one comes at its time', async (t) =
   await pass(DAY)
   assert.equal((await scheduler.jobsOf('alpha'))[0]!.lastRun?.state, 'done')
 })
+
+test('a run that an orderly stop cut short begins again at the next start, once; one that a kill cut short waits for its time', async (t) => {
+  const scene = await jobScene(t, { jobs: nightly() })
+  const events = new SteppedEvents()
+  scene.host.get('alpha').events = events.source
+  await scene.pass(4 * HOUR)
+  await scene.close()
+  assert.equal((await scene.registry.find('alpha', 'nightly')).state, 'interrupted')
+  const again = await scene.restart()
+  await again.pass(MINUTE)
+  assert.equal(events.signals.length, 2)
+  const killed = await again.restart()
+  assert.equal((await killed.registry.find('alpha', 'nightly')).state, 'interrupted')
+  await killed.pass(HOUR)
+  assert.equal(events.signals.length, 2)
+  await killed.pass(DAY)
+  assert.equal(events.signals.length, 3)
+  events.give(DONE)
+  await killed.pass(MINUTE)
+})
