@@ -33,8 +33,6 @@ export class JobRegistry {
   readonly #running = new Map<string, JobRun>()
   readonly #logs = new Map<string, JobLog>()
   readonly #endWatchers = new Set<() => void>()
-  /** Runs that end with the connection that asked for them. */
-  readonly #attended = new WeakSet<JobRun>()
   #isClosing = false
   constructor(deps: JobRegistryDeps) { this.#deps = deps }
 
@@ -66,13 +64,11 @@ export class JobRegistry {
         inTheWay.facts.job === undefined ? '' : `, ${inTheWay.facts.job}`}).`, { job: inTheWay.facts.id, kind: inTheWay.facts.kind })
     }
     const id = this.#deps.random.bytes(8).toString('hex')
-    const run = new JobRun({ id, repository: repository.name, kind, options, trigger, ...(job === undefined ? {} : { job }) }, this.#deps.clock,
+    const isAttended = asker !== undefined && traits.endsWithAsker(options)
+    const run = new JobRun({ id, repository: repository.name, kind, options, trigger, isAttended, ...(job === undefined ? {} : { job }) }, this.#deps.clock,
       (signal) => traits.run(repository, options, signal))
     this.#running.set(id, run)
-    if (asker !== undefined && traits.endsWithAsker(options)) {
-      this.#attended.add(run)
-      endWith(run, asker)
-    }
+    if (isAttended) endWith(run, asker)
     this.#deps.log.info({ repository: repository.name, job: id, kind, name: job, trigger }, 'job started')
     const log = this.logOf(repository.name)
     log.noteRun(run.info())
@@ -124,7 +120,7 @@ export class JobRegistry {
   /** Nothing is started any more, and what nobody is connected to is told to end: all of it is resumed by its next run. */
   beginClose(): void {
     this.#isClosing = true
-    for (const run of this.running) if (!this.#attended.has(run)) run.stop('server-ends')
+    for (const run of this.running) if (!run.facts.isAttended) run.stop('server-ends')
   }
   /** Ends every run. Resolves when they have ended, or after `patienceMs`: a step that cannot be cut ends with its repository. */
   async stop(patienceMs: number): Promise<void> {

@@ -56,11 +56,20 @@ export class Scheduler {
     if (this.#deps.definitions.length === 0) return
     while (!signal.aborted) {
       this.#waking = new AbortController()
-      const waitMs = this.tick()
+      const waitMs = this.#tickSafely()
       await this.#deps.clock.sleep(waitMs, AbortSignal.any([signal, this.#waking.signal])).catch(() => undefined) // awake early, or over
     }
   }
 
+  /** One job that cannot be planned must not end the schedule of all. */
+  #tickSafely(): number {
+    try {
+      return this.tick()
+    } catch (error) {
+      this.#deps.log.error({ cause: describeCause(error), err: error }, 'jobs not planned')
+      return TICK_MS_MAX
+    }
+  }
   /** Starts what is due. Answers how long nothing else will be. */
   tick(): number {
     const { clock, definitions, host, registry } = this.#deps

@@ -92,20 +92,62 @@ test('who watches from the start sees every event; who comes later sees what was
   assert.deepEqual(await all(run.watch(never)), [problem, progress(2), DONE], 'even after its end')
 })
 
-test('a watcher that reads slowly holds the run back; one that leaves lets it go on', async (t) => {
+test('who asked for a check gets every event and holds it back by reading slowly; leaving lets it end', async (t) => {
   const { start, events } = await open(t)
-  const run = start('check'), leaving = new AbortController()
-  const slow = run.watch(leaving.signal)
+  const asker = new AbortController(), run = start('check', {}, asker.signal)
+  const slow = run.watchAsAsker(asker.signal)
   const first = slow.next()
   events.give(...Array.from({ length: 1_000 }, () => problem))
   await first
   await settle()
   assert.ok(events.left > 500, `${events.left} are left`)
-  leaving.abort()
-  events.give(DONE)
+  let seen = 1
+  const rest = (async () => { for await (const event of slow) if (event.type === 'problem') seen++ })()
+  events.give({ type: 'done', problems: 1_000, counts: {} })
+  await rest
+  assert.equal(seen, 1_000)
+  const next = start('check', {}, asker.signal), stuck = next.watchAsAsker(asker.signal)
+  events.give(...Array.from({ length: 1_000 }, () => problem))
+  await stuck.next()
+  await settle()
+  asker.abort(new DOMException('The client went away.', 'AbortError'))
+  await next.ended
+  assert.equal(next.info().state, 'cancelled')
+})
+
+test('one who only looks on holds nothing back, misses what he does not read, and hears the end', async (t) => {
+  const { start, events } = await open(t)
+  const run = start('gc')
+  for (const watching of [run.watch(never), run.watchAsAsker(never)]) {
+    const first = watching.next()
+    events.give(problem, ...Array.from({ length: 2_000 }, () => problem))
+    await first
+    for (let turn = 0; events.left > 0; turn++) { assert.ok(turn < 1_000); await settle() }
+  }
+  const late = run.watch(never)
+  await late.next()
+  events.give({ type: 'done', problems: 4_002, counts: {} })
   await run.ended
-  assert.equal(run.info().problems, 0, 'what `done` says counts')
-  await assert.rejects(async () => { while ((await slow.next()).done !== true) continue }, { name: 'AbortError' })
+  const heard = await all(late)
+  assert.ok(heard.length < 2_000)
+  assert.deepEqual(heard.at(-1), { type: 'done', problems: 4_002, counts: {} })
+})
+
+test('a collection goes on without its asker, and beside a check; a dry run ends, and a rebuild has to wait', async (t) => {
+  const { start, events, repository } = await open(t)
+  const asker = new AbortController()
+  const gc = start('gc', {}, asker.signal), check = start('check')
+  assert.throws(() => start('gc', { dryRun: true }), (error) => hasCode(error, 'REPOSITORY_BUSY') && error.details.job === gc.facts.id)
+  assert.throws(() => start('rebuild'), (error) => hasCode(error, 'REPOSITORY_BUSY'))
+  asker.abort()
+  await settle()
+  assert.equal(gc.isRunning, true)
+  events.give(DONE, DONE)
+  await Promise.all([gc.ended, check.ended])
+  const gone = new AbortController(), dry = start('gc', { dryRun: true }, gone.signal)
+  gone.abort()
+  await dry.ended
+  assert.deepEqual([dry.info().state, repository.callsOf('collect')], ['cancelled', [[{}], [{ dryRun: true }]]])
 })
 
 test('a check ends with whoever asked for it; a backfill does not', async (t) => {
