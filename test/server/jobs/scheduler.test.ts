@@ -114,13 +114,26 @@ test('a clock that is set forward by a year starts a job once; set back again, i
   assert.equal(starts.length, 3)
 })
 
-test('a clock that jumps to and fro starts no storm', async (t) => {
-  const { pass, clock, starts } = await jobScene(t, { jobs: nightly() })
+test('a clock that jumps to and fro starts no storm, by weeks or by minutes around the time of a job', async (t) => {
+  const weeks = await jobScene(t, { jobs: nightly() })
   for (let round = 0; round < 120; round++) {
-    clock.jump(round % 2 === 0 ? 7 * DAY : -7 * DAY)
-    await pass(MINUTE)
+    weeks.clock.jump(round % 2 === 0 ? 7 * DAY : -7 * DAY)
+    await weeks.pass(MINUTE)
   }
-  assert.ok(starts.length <= 3, `${starts.length} runs in two hours`)
+  assert.ok(weeks.starts.length <= 3, `${weeks.starts.length} runs in two hours`)
+  const minutes = await jobScene(t, { jobs: nightly() })
+  await minutes.pass(3 * HOUR - MINUTE)
+  for (let round = 0; round < 60; round++) {
+    await minutes.pass(2 * MINUTE)
+    minutes.clock.jump(-2 * MINUTE)
+  }
+  assert.ok(minutes.starts.length >= 1 && minutes.starts.length <= 3, `${minutes.starts.length} runs in two hours`)
+  const forward = await jobScene(t, { jobs: nightly() })
+  for (let round = 0; round < 60; round++) {
+    forward.clock.jump(DAY)
+    await forward.pass(MINUTE)
+  }
+  assert.ok(forward.starts.length <= 2, `${forward.starts.length} runs in an hour`)
 })
 
 test('only so many runs of the schedule are under way at once; the others follow', async (t) => {
