@@ -104,7 +104,7 @@ export class JobRegistry {
   }
   /** The events of a run under way; of one that has ended, what it came to. @throws {RoostError} JOB_UNKNOWN */
   async watch(repository: string, idOrName: string, signal: AbortSignal): Promise<AsyncIterable<MaintenanceEvent>> {
-    return this.live(repository, idOrName)?.watch(signal) ?? outcomeOf(await this.find(repository, idOrName))
+    return this.live(repository, idOrName)?.lookOn(signal) ?? outcomeOf(await this.find(repository, idOrName))
   }
   /** Resolves when the run has ended. One that had ended before is answered as it is. @throws {RoostError} JOB_UNKNOWN; JOB_NOT_CANCELLABLE */
   async cancel(repository: string, idOrName: string): Promise<JobRunInfo> {

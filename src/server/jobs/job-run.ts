@@ -97,11 +97,11 @@ export class JobRun {
     for (const watcher of this.#watchers) watcher.wake()
   }
 
-  /** As `watch`, for the connection that asked: of an attended run it misses nothing. */
-  watchAsAsker(signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> { return this.#watch(signal, this.facts.isAttended) }
+  /** For the connection that asked, as `lookOn`; of an attended run it misses nothing. */
+  watch(signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> { return this.#watch(signal, this.facts.isAttended) }
   /** What was found so far, where it is, and then what happens; the last is `done`. A signal that aborts only ends the watching.
    *  @throws what made the run fail; JOB_CANCELLED, SERVER_DRAINING when it was told to end */
-  watch(signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> { return this.#watch(signal, false) }
+  lookOn(signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> { return this.#watch(signal, false) }
   async *#watch(signal: AbortSignal, missesNothing: boolean): AsyncGenerator<MaintenanceEvent, void, undefined> {
     const watcher = new Watcher(missesNothing)
     const before = [...this.#notes, ...(this.#progress === undefined ? [] : [this.#progress])]

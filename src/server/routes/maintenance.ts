@@ -19,7 +19,7 @@ export const maintenanceRoutes: Routes = (app, deps) => {
 export function streamJob(request: FastifyRequest, { jobs, clock }: RouteDeps, kind: JobKind, options: JobOptions): Promise<NodeJS.ReadableStream> {
   const { signal } = request.passage
   const run = jobs.start({ repository: repositoryOf(request), kind, options, trigger: 'hand' }, signal)
-  return streamEvents(request, run.watchAsAsker(signal), clock)
+  return streamEvents(request, run.watch(signal), clock)
 }
 export function streamEvents(request: FastifyRequest, events: AsyncIterable<MaintenanceEvent>, clock: Clock): Promise<NodeJS.ReadableStream> {
   return openReplyStream(encodeEventLines(events, (error) => {
