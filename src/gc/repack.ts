@@ -56,6 +56,8 @@ export class Repacker {
   /** Copies what is needed of the pack. The old one goes when its batch is complete. */
   async take(packNumber: PackNumber): Promise<void> {
     const { parts, signal, limiter } = this.#deps
+    // A wait for the limit may be long, or be the last: nobody else's hands are tied meanwhile.
+    await limiter?.take((await parts.index.getPack(packNumber))?.storedBytes ?? 0, signal)
     const release = parts.claims.claimForRemoval(packNumber)
     const row = await parts.index.getPack(packNumber)
     if (row === undefined || release === undefined) {
@@ -63,7 +65,6 @@ export class Repacker {
       if (row !== undefined) this.#deps.onResult(row, 'busy')
       return
     }
-    await limiter?.take(row.storedBytes, signal)
     const entries = await entriesOf(parts, packNumber, signal).catch((error: unknown) => { release(); throw error })
     if (entries === undefined) {
       release()

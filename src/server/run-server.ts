@@ -30,6 +30,8 @@ const ADMIN_TOKEN_FILE = 'admin-token'
 const JOBS_DIRECTORY = 'jobs'
 /** Requests that the deadline cut get this long to be told so. */
 const PARTING_MS = 1_000
+/** Runs of maintenance get this long to come to a wait; then their repositories close all the same, which ends them. */
+const RUNS_END_MS = 10_000
 
 export interface OpenHostOptions {
   readonly dataDirectory: string
@@ -84,8 +86,9 @@ async function closeAll(opened: Opened): Promise<void> {
     await opened.app?.close()
   } finally {
     try {
-      await opened.jobs?.close()
+      await opened.jobs?.stop(RUNS_END_MS)
       await opened.host?.close()
+      await opened.jobs?.close()
     } finally {
       await opened.lock.release()
     }
@@ -116,6 +119,7 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
   await app.listen({ host: config.host, port: config.port, listenTextResolver: () => 'listening' })
   const url = urlOf(app, context.tls === undefined ? 'http' : 'https')
   log.info({ url }, 'ready')
+  warnOfUnknown(log, context.jobs, host)
   const scheduling = new AbortController()
   void scheduler.run(scheduling.signal)
 
@@ -146,6 +150,12 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
   const server: RunningServer = { url, drain, hurry: () => { hurried.abort() }, closed, ...(adminToken === undefined ? {} : { adminToken }) }
   drainWhenTold(server, deps.shutdown)
   return server
+}
+
+/** It may be made later; more often it is a typing error, which nothing else would show. */
+function warnOfUnknown(log: Logger, jobs: readonly JobDefinition[], host: RepositoryHost): void {
+  const known = host.list().map(({ name }) => name)
+  for (const { name, repository } of jobs) if (repository !== undefined && !known.includes(repository)) log.warn({ name, repository }, 'a job is for a repository that is not open here')
 }
 
 function urlOf(app: FastifyInstance, scheme: string): string {

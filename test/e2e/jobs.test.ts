@@ -1,7 +1,8 @@
 /** Scheduled jobs as an operator sees them: a file for the server, `roost jobs` for the rest. */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { openWorld, jsonLines } from '../support/run-roost.js'
 
@@ -71,5 +72,33 @@ test('garbage is planned, collected and gone; what is kept restores', async (t) 
   assert.ok((before!['storedBytes'] as number) - (after!['storedBytes'] as number) > 2_800_000, 'the bytes are gone')
   await world.ok(['restore', 'latest', '--source', 'kept', '--target', world.path('back')])
   assert.equal((await world.json(['jobs'])).filter(({ kind, state }) => kind === 'gc' && state === 'done').length, 2)
+  await world.ok(['check', '--read-data'])
+})
+
+test('a collection goes on when its command is interrupted, is seen, cancelled, and done by the next one', async (t) => {
+  const world = await openWorld(t)
+  const source = world.path('source')
+  mkdirSync(source)
+  for (const name of ['stays', 'goes', 'goes-too']) writeFileSync(join(source, name), randomBytes(2_000_000))
+  await world.ok(['backup', source, '--source', 's'])
+  for (const name of ['goes', 'goes-too']) rmSync(join(source, name))
+  await world.ok(['backup', source, '--source', 's'])
+  const first = (await world.json(['snapshots', '--source', 's'])).at(-1)
+  await world.ok(['snapshot', 'delete', first!['id'] as string])
+  assert.match((await world.ok(['gc', '--dry-run'])).stdout, /^repack .*only 3\d(\.\d)? % of it is needed$/m)
+
+  const interrupted = world.start(['gc', '--limit', '4K']) // minutes of it
+  const running = async () => (await world.json(['jobs'])).filter(({ type, state }) => type === 'run' && state === 'running')
+  while ((await running()).length === 0) continue
+  const ended = new Promise((resolve) => interrupted.once('exit', resolve))
+  interrupted.kill('SIGINT')
+  assert.equal(await ended, 130)
+  const [run] = await running()
+  assert.deepEqual([run!['kind'], run!['trigger'], run!['options']], ['gc', 'hand', { bytesPerSecondMax: 4096 }])
+  const busy = await world.run(['gc'])
+  assert.equal(busy.code, 1)
+  assert.match(busy.stderr, new RegExp(`job ${run!["id"] as string}\\).*REPOSITORY_BUSY`))
+  assert.match((await world.ok(['jobs', 'cancel', run!['id'] as string])).stdout, /is cancelled/)
+  assert.match((await world.ok(['gc'])).stdout, /repacked 1 pack \(/)
   await world.ok(['check', '--read-data'])
 })

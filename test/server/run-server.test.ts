@@ -1,18 +1,19 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { readFile, stat } from 'node:fs/promises'
+import { readFile, stat, writeFile } from 'node:fs/promises'
 import { request as httpsRequest } from 'node:https'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { promisify } from 'node:util'
-import type { RepositoryInfo, WireError } from '../../src/core/messages.js'
+import type { JobRunInfo, JobsReply, RepositoryInfo, WireError } from '../../src/core/messages.js'
 import { MEDIA, ROUTES, routePath } from '../../src/protocol/routes.js'
 import { SERVER_CONFIG_DEFAULTS, ServerConfigError, type ServerConfig } from '../../src/server/config.js'
 import { DataLockedError } from '../../src/server/data-lock.js'
 import { runServer, type RunServerDeps, type RunningServer } from '../../src/server/run-server.js'
 import { FakeHost } from '../support/fake-repository.js'
 import { ManualClock } from '../support/manual-clock.js'
+import { DONE, SteppedEvents, settle } from '../support/stepped-events.js'
 import { temporaryDirectory } from '../support/server-under-test.js'
 
 async function start(t: TestContext, config: Partial<ServerConfig> = {}, deps: Partial<RunServerDeps> = {}) {
@@ -129,4 +130,59 @@ test('a connection that says nothing does not hold up a drain', async (t) => {
   silent.on('error', () => undefined)
   await new Promise((resolve) => { silent.once('connect', resolve) })
   await server.drain()
+})
+
+test('configured jobs run by the server’s clock; its end interrupts them, and the next start begins them again', async (t) => {
+  const clock = new ManualClock(Date.parse('2026-11-25T02:59:00Z')), events = new SteppedEvents(), lines: string[] = []
+  const dataDirectory = await temporaryDirectory(t), jobsFile = join(dataDirectory, 'jobs.yaml')
+  await writeFile(jobsFile, 'jobs: [{ name: nightly, kind: check, cron: "0 3 * * *", timeZone: UTC, jitterSeconds: 0 }, { name: lost, kind: check, repository: mian, cron: "0 3 * * *" }]')
+  const logDestination = { write: (line: string) => { lines.push(line) } }
+  const first = await start(t, { dataDirectory, jobsFile }, { clock, logDestination })
+  first.host.get('alpha').events = events.source
+  assert.ok(lines.some((line) => line.includes('mian')), 'a job for a repository that is not there is told')
+  for (let turn = 0; events.signals.length === 0; turn++) { // its log is being read
+    assert.ok(turn < 1_000)
+    await settle()
+    await clock.advance(1_000)
+  }
+  await first.server.drain()
+  assert.equal(events.signals[0]!.aborted, true)
+  const runs = JSON.parse(await readFile(join(dataDirectory, 'jobs', 'alpha.json'), 'utf8')) as { runs: JobRunInfo[] }
+  assert.deepEqual(runs.runs.map(({ job, state }) => [job, state]), [['nightly', 'interrupted']])
+  const second = await start(t, { dataDirectory, jobsFile }, { clock })
+  second.host.get('alpha').events = events.source
+  for (let turn = 0; events.signals.length === 1; turn++) {
+    assert.ok(turn < 1_000)
+    await settle()
+    await clock.advance(1_000)
+  }
+  const token = (await readFile(join(dataDirectory, 'admin-token'), 'utf8')).trim()
+  const { jobs } = await (await get(second.server, routePath(ROUTES.jobs, { repository: 'alpha' }), token)).json() as JobsReply
+  assert.deepEqual(jobs.map(({ name, lastRun }) => [name, lastRun?.state]), [['nightly', 'running']])
+})
+
+test('a run that does not heed its end does not hold up the server’s', async (t) => {
+  const clock = new ManualClock()
+  const { server, host } = await start(t, {}, { clock })
+  let release = (): void => undefined
+  host.get('alpha').events = async function* () { await new Promise<void>((resolve) => { release = resolve }); yield DONE }
+  const close = host.close.bind(host)
+  host.close = async () => { release(); await close() } // as a repository ends what works on it
+  const backfill = fetch(server.url + routePath(ROUTES.targetBackfill, { repository: 'alpha', target: 'main' }), { method: 'POST', headers: { authorization: `Bearer ${server.adminToken!.token}` } })
+    .catch(() => undefined) // cut
+  while (host.get('alpha').callsOf('backfillTarget').length === 0) await settle()
+  const ended = server.drain()
+  server.hurry()
+  await clock.someoneSleeps(10_000)
+  await clock.advance(10_000)
+  await ended
+  await backfill
+  assert.equal(host.isClosed, true)
+})
+
+test('a jobs file with a mistake keeps the server from starting, and lets go of the data directory', async (t) => {
+  const dataDirectory = await temporaryDirectory(t), jobsFile = join(dataDirectory, 'jobs.yaml')
+  await writeFile(jobsFile, 'jobs: [{ name: nightly, kind: chekc, cron: "0 3 * * *" }]')
+  await assert.rejects(start(t, { dataDirectory, jobsFile }), (error) => error instanceof ServerConfigError && /nightly.*"kind" must be/.test(error.message))
+  await start(t, { dataDirectory })
 })

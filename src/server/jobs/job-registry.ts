@@ -33,8 +33,6 @@ export class JobRegistry {
   readonly #running = new Map<string, JobRun>()
   readonly #logs = new Map<string, JobLog>()
   readonly #endWatchers = new Set<() => void>()
-  /** Runs that end with the connection that asked for them. */
-  readonly #attended = new WeakSet<JobRun>()
   #isClosing = false
   constructor(deps: JobRegistryDeps) { this.#deps = deps }
 
@@ -66,13 +64,11 @@ export class JobRegistry {
         inTheWay.facts.job === undefined ? '' : `, ${inTheWay.facts.job}`}).`, { job: inTheWay.facts.id, kind: inTheWay.facts.kind })
     }
     const id = this.#deps.random.bytes(8).toString('hex')
-    const run = new JobRun({ id, repository: repository.name, kind, options, trigger, ...(job === undefined ? {} : { job }) }, this.#deps.clock,
+    const isAttended = asker !== undefined && traits.endsWithAsker(options)
+    const run = new JobRun({ id, repository: repository.name, kind, options, trigger, isAttended, ...(job === undefined ? {} : { job }) }, this.#deps.clock,
       (signal) => traits.run(repository, options, signal))
     this.#running.set(id, run)
-    if (asker !== undefined && traits.endsWithAsker(options)) {
-      this.#attended.add(run)
-      endWith(run, asker)
-    }
+    if (isAttended) endWith(run, asker)
     this.#deps.log.info({ repository: repository.name, job: id, kind, name: job, trigger }, 'job started')
     const log = this.logOf(repository.name)
     log.noteRun(run.info())
@@ -108,7 +104,7 @@ export class JobRegistry {
   }
   /** The events of a run under way; of one that has ended, what it came to. @throws {RoostError} JOB_UNKNOWN */
   async watch(repository: string, idOrName: string, signal: AbortSignal): Promise<AsyncIterable<MaintenanceEvent>> {
-    return this.live(repository, idOrName)?.watch(signal) ?? outcomeOf(await this.find(repository, idOrName))
+    return this.live(repository, idOrName)?.lookOn(signal) ?? outcomeOf(await this.find(repository, idOrName))
   }
   /** Resolves when the run has ended. One that had ended before is answered as it is. @throws {RoostError} JOB_UNKNOWN; JOB_NOT_CANCELLABLE */
   async cancel(repository: string, idOrName: string): Promise<JobRunInfo> {
@@ -124,12 +120,20 @@ export class JobRegistry {
   /** Nothing is started any more, and what nobody is connected to is told to end: all of it is resumed by its next run. */
   beginClose(): void {
     this.#isClosing = true
-    for (const run of this.running) if (!this.#attended.has(run)) run.stop('server-ends')
+    for (const run of this.running) if (!run.facts.isAttended) run.stop('server-ends')
+  }
+  /** Ends every run. Resolves when they have ended, or after `patienceMs`: a step that cannot be cut ends with its repository. */
+  async stop(patienceMs: number): Promise<void> {
+    this.beginClose()
+    for (const run of this.running) run.stop('server-ends')
+    if (this.running.length === 0) return
+    const waiting = new AbortController()
+    await Promise.race([Promise.all(this.running.map(({ ended }) => ended)), this.#deps.clock.sleep(patienceMs, waiting.signal).catch(() => undefined)])
+    waiting.abort()
   }
   /** Resolves when every run has ended and the logs are on disk. */
   async close(): Promise<void> {
-    this.beginClose()
-    for (const run of this.running) run.stop('server-ends')
+    await this.stop(0)
     await Promise.all(this.running.map(({ ended }) => ended))
     await Promise.all([...this.#logs.values()].map((log) => log.settled()))
   }

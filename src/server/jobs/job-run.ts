@@ -1,7 +1,7 @@
 /** One run of maintenance: pulls its events, knows how far it is, tells everyone who watches, ends when told to.
  *
- *  A watcher that reads slowly holds the run back (its queue is bounded); one that leaves does not. What was found is kept for those who come later,
- *  up to NOTES_MAX.
+ *  Who asked for a run that ends with him gets every event, and holds it back by reading slowly. Everyone else only looks on: who reads slowly misses events,
+ *  and the run does not notice. What was found is kept for those who come later, up to NOTES_MAX.
  */
 import type { Clock } from '../../core/clock.js'
 import { RoostError, isAbort, type ErrorCode } from '../../core/errors.js'
@@ -19,6 +19,8 @@ export interface JobFacts {
   readonly trigger: 'schedule' | 'hand'
   /** The configured job. */
   readonly job?: string
+  /** It ends with the connection that asked for it. */
+  readonly isAttended: boolean
 }
 type Progress = Extract<MaintenanceEvent, { type: 'progress' }>
 type Done = Extract<MaintenanceEvent, { type: 'done' }>
@@ -82,7 +84,7 @@ export class JobRun {
       case 'failed': throw new RoostError(event.error.code, event.error.message, event.error.details)
       case 'problem': this.#problems++; break
       case 'healed': this.#healed++; break
-      case 'fate': return // one a pack: for those who watch, not to be kept
+      default: return // one a pack or a snapshot: for those who watch, not to be kept
     }
     if (this.#notes.length < NOTES_MAX) this.#notes.push(event)
   }
@@ -95,10 +97,13 @@ export class JobRun {
     for (const watcher of this.#watchers) watcher.wake()
   }
 
-  /** What was found so far, where it is, and then everything as it happens; the last is `done`. A signal that aborts only ends the watching.
+  /** For the connection that asked, as `lookOn`; of an attended run it misses nothing. */
+  watch(signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> { return this.#watch(signal, this.facts.isAttended) }
+  /** What was found so far, where it is, and then what happens; the last is `done`. A signal that aborts only ends the watching.
    *  @throws what made the run fail; JOB_CANCELLED, SERVER_DRAINING when it was told to end */
-  async *watch(signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> {
-    const watcher = new Watcher()
+  lookOn(signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> { return this.#watch(signal, false) }
+  async *#watch(signal: AbortSignal, missesNothing: boolean): AsyncGenerator<MaintenanceEvent, void, undefined> {
+    const watcher = new Watcher(missesNothing)
     const before = [...this.#notes, ...(this.#progress === undefined ? [] : [this.#progress])]
     this.#watchers.add(watcher)
     const leave = (): void => { this.#watchers.delete(watcher); watcher.close() }
@@ -149,14 +154,17 @@ class Watcher {
   readonly #queue: MaintenanceEvent[] = []
   #waiting: (() => void)[] = []
   #isClosed = false
+  constructor(readonly missesNothing: boolean) {}
 
   /** Resolves when there is room for more, or nobody reads any more. A progress that nobody has read yet is replaced. */
   async put(event: MaintenanceEvent, stop: AbortSignal): Promise<void> {
     if (this.#isClosed) return
     const last = this.#queue.at(-1)
     if (event.type === 'progress' && last?.type === 'progress' && last.phase === event.phase) this.#queue.pop()
+    if (this.#queue.length >= QUEUE_MAX && !this.missesNothing) return
     this.#queue.push(event)
     this.wake()
+    if (!this.missesNothing) return
     while (this.#queue.length >= QUEUE_MAX && !this.#isClosed && !stop.aborted) await this.nextChange()
   }
   take(): MaintenanceEvent | undefined {

@@ -2,12 +2,13 @@
  *  a repository made meanwhile are noticed.
  *
  *  When: at the first time of the cron expression after the last run began (or the job was first seen), plus jitter. If that time has passed — the server was
- *  down, the clock jumped — the job runs once, now; how many times passed does not matter. A job whose repository is busy waits, and runs once.
+ *  down, the clock jumped — the job runs once, now; how many times passed does not matter. So does one that an orderly stop of the server cut short. A job whose
+ *  repository is busy waits, and runs once.
  *  A clock that jumps about cannot make it run again and again: between two starts of a job lies half of its period, an hour at most, by the monotonic clock.
  */
 import type { Clock } from '../../core/clock.js'
 import { describeCause, hasCode } from '../../core/errors.js'
-import type { JobInfo } from '../../core/messages.js'
+import type { JobInfo, JobRunInfo } from '../../core/messages.js'
 import type { Random } from '../../core/random.js'
 import type { RepositoryHost } from '../../repo/repository-host-contract.js'
 import type { Repository } from '../../repo/repository.js'
@@ -55,11 +56,20 @@ export class Scheduler {
     if (this.#deps.definitions.length === 0) return
     while (!signal.aborted) {
       this.#waking = new AbortController()
-      const waitMs = this.tick()
+      const waitMs = this.#tickSafely()
       await this.#deps.clock.sleep(waitMs, AbortSignal.any([signal, this.#waking.signal])).catch(() => undefined) // awake early, or over
     }
   }
 
+  /** One job that cannot be planned must not end the schedule of all. */
+  #tickSafely(): number {
+    try {
+      return this.tick()
+    } catch (error) {
+      this.#deps.log.error({ cause: describeCause(error), err: error }, 'jobs not planned')
+      return TICK_MS_MAX
+    }
+  }
   /** Starts what is due. Answers how long nothing else will be. */
   tick(): number {
     const { clock, definitions, host, registry } = this.#deps
@@ -118,13 +128,14 @@ export class Scheduler {
     const nowMs = this.#deps.clock.now()
     let times = log.timesOf(definition.name)
     if (times === undefined) log.noteTimes(definition.name, times = { sinceMs: nowMs })
-    const plan: Plan = { nextAtMs: this.#nextAt(definition, times.lastStartedAtMs ?? times.sinceMs, nowMs) }
+    const wasCut = isCutByStop(log.lastRunOf(definition.name))
+    const plan: Plan = { nextAtMs: this.#nextAt(definition, times.lastStartedAtMs ?? times.sinceMs, nowMs, wasCut) }
     this.#plans.set(key, plan)
     return plan
   }
   /** @param lastMs may lie in the future, when the clock was set back since */
-  #nextAt({ schedule, jitterSeconds }: JobDefinition, lastMs: number, nowMs: number): number {
-    const due = schedule.next(Math.min(lastMs, nowMs))
+  #nextAt({ schedule, jitterSeconds }: JobDefinition, lastMs: number, nowMs: number, isOwed: boolean): number {
+    const due = isOwed ? nowMs : schedule.next(Math.min(lastMs, nowMs))
     if (due === undefined) return Number.MAX_SAFE_INTEGER
     const startMs = Math.max(due, nowMs) // one that was missed: now, once
     const roomMs = ((schedule.next(startMs) ?? Infinity) - startMs) / 2
@@ -154,6 +165,9 @@ export class Scheduler {
     return this.#start(repository, definition, 'hand')
   }
 }
+
+/** Ended by an orderly stop of the server. One that died with the server is not begun at once again: it may be what the server died of. */
+const isCutByStop = (run: JobRunInfo | undefined): boolean => run?.state === 'interrupted' && run.endedAtMs !== undefined
 
 const definitionsOf = (definitions: readonly JobDefinition[], repository: string): JobDefinition[] =>
   definitions.filter((definition) => definition.repository === undefined || definition.repository === repository)

@@ -81,31 +81,73 @@ test('backfills of two targets run beside each other; asked for again, the one t
 test('who watches from the start sees every event; who comes later sees what was found and goes on from there', async (t) => {
   const { start, events } = await open(t)
   const run = start('check')
-  const early = all(run.watch(never))
+  const early = all(run.lookOn(never))
   events.give(progress(1), problem)
   await settle()
-  const late = all(run.watch(never))
+  const late = all(run.lookOn(never))
   await settle()
   events.give(progress(2), DONE)
   assert.deepEqual(await early, [progress(1), problem, progress(2), DONE])
   assert.deepEqual(await late, [problem, progress(1), progress(2), DONE])
-  assert.deepEqual(await all(run.watch(never)), [problem, progress(2), DONE], 'even after its end')
+  assert.deepEqual(await all(run.lookOn(never)), [problem, progress(2), DONE], 'even after its end')
 })
 
-test('a watcher that reads slowly holds the run back; one that leaves lets it go on', async (t) => {
+test('who asked for a check gets every event and holds it back by reading slowly; leaving lets it end', async (t) => {
   const { start, events } = await open(t)
-  const run = start('check'), leaving = new AbortController()
-  const slow = run.watch(leaving.signal)
+  const asker = new AbortController(), run = start('check', {}, asker.signal)
+  const slow = run.watch(asker.signal)
   const first = slow.next()
   events.give(...Array.from({ length: 1_000 }, () => problem))
   await first
   await settle()
   assert.ok(events.left > 500, `${events.left} are left`)
-  leaving.abort()
-  events.give(DONE)
+  let seen = 1
+  const rest = (async () => { for await (const event of slow) if (event.type === 'problem') seen++ })()
+  events.give({ type: 'done', problems: 1_000, counts: {} })
+  await rest
+  assert.equal(seen, 1_000)
+  const next = start('check', {}, asker.signal), stuck = next.watch(asker.signal)
+  events.give(...Array.from({ length: 1_000 }, () => problem))
+  await stuck.next()
+  await settle()
+  asker.abort(new DOMException('The client went away.', 'AbortError'))
+  await next.ended
+  assert.equal(next.info().state, 'cancelled')
+})
+
+test('one who only looks on holds nothing back, misses what he does not read, and hears the end', async (t) => {
+  const { start, events } = await open(t)
+  const run = start('gc')
+  for (const watching of [run.lookOn(never), run.watch(never)]) {
+    const first = watching.next()
+    events.give(problem, ...Array.from({ length: 2_000 }, () => problem))
+    await first
+    for (let turn = 0; events.left > 0; turn++) { assert.ok(turn < 1_000); await settle() }
+  }
+  const late = run.lookOn(never)
+  await late.next()
+  events.give({ type: 'done', problems: 4_002, counts: {} })
   await run.ended
-  assert.equal(run.info().problems, 0, 'what `done` says counts')
-  await assert.rejects(async () => { while ((await slow.next()).done !== true) continue }, { name: 'AbortError' })
+  const heard = await all(late)
+  assert.ok(heard.length < 2_000)
+  assert.deepEqual(heard.at(-1), { type: 'done', problems: 4_002, counts: {} })
+})
+
+test('a collection goes on without its asker, and beside a check; a dry run ends, and a rebuild has to wait', async (t) => {
+  const { start, events, repository } = await open(t)
+  const asker = new AbortController()
+  const gc = start('gc', {}, asker.signal), check = start('check')
+  assert.throws(() => start('gc', { dryRun: true }), (error) => hasCode(error, 'REPOSITORY_BUSY') && error.details.job === gc.facts.id)
+  assert.throws(() => start('rebuild'), (error) => hasCode(error, 'REPOSITORY_BUSY'))
+  asker.abort()
+  await settle()
+  assert.equal(gc.isRunning, true)
+  events.give(DONE, DONE)
+  await Promise.all([gc.ended, check.ended])
+  const gone = new AbortController(), dry = start('gc', { dryRun: true }, gone.signal)
+  gone.abort()
+  await dry.ended
+  assert.deepEqual([dry.info().state, repository.callsOf('collect')], ['cancelled', [[{}], [{ dryRun: true }]]])
 })
 
 test('a check ends with whoever asked for it; a backfill does not', async (t) => {
@@ -123,7 +165,7 @@ test('a check ends with whoever asked for it; a backfill does not', async (t) =>
 test('a cancelled run ends at its next wait, its watchers are told, and cancelling it again is answered the same', async (t) => {
   const { start, registry, events } = await open(t)
   const run = start('check')
-  const watched = all(run.watch(never))
+  const watched = all(run.lookOn(never))
   const cancelled = await registry.cancel('alpha', run.facts.id)
   assert.deepEqual([cancelled.state, cancelled.error?.code, events.signals[0]!.aborted], ['cancelled', 'JOB_CANCELLED', true])
   await assert.rejects(watched, (error) => hasCode(error, 'JOB_CANCELLED'))
@@ -142,7 +184,7 @@ test('what goes on by itself cannot be cancelled, and says so', async (t) => {
 test('a run that fails says why, to its watchers and for ever after', async (t) => {
   const { start, registry, events, logLines } = await open(t)
   const run = start('check')
-  const watched = all(run.watch(never))
+  const watched = all(run.lookOn(never))
   events.give(progress(1), new RoostError('STORE_UNAVAILABLE', 'the host is down'))
   await assert.rejects(watched, (error) => hasCode(error, 'STORE_UNAVAILABLE'))
   assert.deepEqual((await onlyRun(registry)).error, { code: 'STORE_UNAVAILABLE', message: 'the host is down' })

@@ -114,13 +114,26 @@ test('a clock that is set forward by a year starts a job once; set back again, i
   assert.equal(starts.length, 3)
 })
 
-test('a clock that jumps to and fro starts no storm', async (t) => {
-  const { pass, clock, starts } = await jobScene(t, { jobs: nightly() })
+test('a clock that jumps to and fro starts no storm, by weeks or by minutes around the time of a job', async (t) => {
+  const weeks = await jobScene(t, { jobs: nightly() })
   for (let round = 0; round < 120; round++) {
-    clock.jump(round % 2 === 0 ? 7 * DAY : -7 * DAY)
-    await pass(MINUTE)
+    weeks.clock.jump(round % 2 === 0 ? 7 * DAY : -7 * DAY)
+    await weeks.pass(MINUTE)
   }
-  assert.ok(starts.length <= 3, `${starts.length} runs in two hours`)
+  assert.ok(weeks.starts.length <= 3, `${weeks.starts.length} runs in two hours`)
+  const minutes = await jobScene(t, { jobs: nightly() })
+  await minutes.pass(3 * HOUR - MINUTE)
+  for (let round = 0; round < 60; round++) {
+    await minutes.pass(2 * MINUTE)
+    minutes.clock.jump(-2 * MINUTE)
+  }
+  assert.ok(minutes.starts.length >= 1 && minutes.starts.length <= 3, `${minutes.starts.length} runs in two hours`)
+  const forward = await jobScene(t, { jobs: nightly() })
+  for (let round = 0; round < 60; round++) {
+    forward.clock.jump(DAY)
+    await forward.pass(MINUTE)
+  }
+  assert.ok(forward.starts.length <= 2, `${forward.starts.length} runs in an hour`)
 })
 
 test('only so many runs of the schedule are under way at once; the others follow', async (t) => {
@@ -156,4 +169,24 @@ test('a run that fails is told, and the next one comes at its time', async (t) =
   assert.deepEqual([job!.lastRun?.state, job!.nextRunAtMs], ['failed', SCENE_START + DAY + 3 * HOUR])
   await pass(DAY)
   assert.equal((await scheduler.jobsOf('alpha'))[0]!.lastRun?.state, 'done')
+})
+
+test('a run that an orderly stop cut short begins again at the next start, once; one that a kill cut short waits for its time', async (t) => {
+  const scene = await jobScene(t, { jobs: nightly() })
+  const events = new SteppedEvents()
+  scene.host.get('alpha').events = events.source
+  await scene.pass(4 * HOUR)
+  await scene.close()
+  assert.equal((await scene.registry.find('alpha', 'nightly')).state, 'interrupted')
+  const again = await scene.restart()
+  await again.pass(MINUTE)
+  assert.equal(events.signals.length, 2)
+  const killed = await again.restart()
+  assert.equal((await killed.registry.find('alpha', 'nightly')).state, 'interrupted')
+  await killed.pass(HOUR)
+  assert.equal(events.signals.length, 2)
+  await killed.pass(DAY)
+  assert.equal(events.signals.length, 3)
+  events.give(DONE)
+  await killed.pass(MINUTE)
 })
