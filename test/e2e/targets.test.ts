@@ -118,7 +118,7 @@ describe('targets on real services', { skip: withoutLab }, () => {
   })
 
   test('a repository moves from disk to Swift under three clients, with the server killed in the middle', async (t) => {
-    const { world } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'], create: false })
+    const { world, lab } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'], create: false })
     await world.ok(['repo', 'create', 'main'])
     const trees = [0, 1, 2].map((at) => makeTree(world, `tree${at}`, 30 * MiB, at + 1))
     const early = await backup(world, trees[0]!)
@@ -137,6 +137,12 @@ describe('targets on real services', { skip: withoutLab }, () => {
     for (const [at, id] of ids.entries()) await assertRestores(world, id, trees[at]!)
     await world.ok(['check', '--read-data'])
     assert.equal((await world.json(['snapshots'])).filter((line) => line['type'] === 'snapshot').length, 4)
+    // What is counted is what is there.
+    const place = swiftPlace('swift', await tempAuthLogin(lab.swiftAuthUrl), 'moved')
+    const packs = (await place.names()).filter((name) => name.startsWith('packs/'))
+    const bytes = (await Promise.all(packs.map((name) => place.read(name)))).reduce((sum, { byteLength }) => sum + byteLength, 0)
+    const [counted] = await targetsOf(world)
+    assert.deepEqual([counted!.packs, counted!.storedBytes], [packs.length, bytes])
   })
 
   test('credentials that are revoked, tokens included, and replaced in clouds.yaml: refused until then, and no restart', async (t) => {
