@@ -36,7 +36,7 @@ export async function assertRestores(world: RoostWorld, id: string, path: string
   assert.deepEqual(compareTrees(path, join(into, path)).differences, [])
   rmSync(into, { recursive: true })
 }
-export interface TargetLine { type: string; name: string; health: string; lagPacks: number; packs: number; storedBytes: number; failure?: string; damagedPacks: number }
+export interface TargetLine { type: string; name: string; mode: string; health: string; lagPacks: number; packs: number; storedBytes: number; failure?: string; damagedPacks: number }
 export async function targetsOf(world: RoostWorld): Promise<TargetLine[]> {
   return (await world.json(['target', 'status'])).filter((line) => line['type'] === 'target') as unknown as TargetLine[]
 }
