@@ -3,9 +3,9 @@ import type { FrameVerdict } from '../src/core/frames.js'
 import type { SessionId, SnapshotId } from '../src/core/ids.js'
 import type {
   AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply,
-  CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
-  JobRunInfo, JobsReply, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
-  TargetInfo, TargetsReply, TokenInfo,
+  CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, ForgetRequest, JobRunInfo, JobsReply, KeySlotInfo,
+  LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo, SetPolicyRequest,
+  SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
 
 export interface Call { readonly signal?: AbortSignal }
@@ -43,6 +43,11 @@ export interface RepositoryClient {
 }
 /** What an administrator also asks of one repository. */
 export interface AdministeredRepository extends RepositoryClient {
+  retention(call?: Call): Promise<RetentionInfo>
+  setPolicy(request: SetPolicyRequest, call?: Call): Promise<RetentionInfo>
+  forget(request: ForgetRequest, call?: Call): AsyncIterable<MaintenanceEvent>
+  protectSnapshot(id: SnapshotId, isProtected: boolean, call?: Call): Promise<void>
+  lockSnapshot(id: SnapshotId, request: LockSnapshotRequest, call?: Call): Promise<void>
   listTargets(call?: Call): Promise<TargetsReply>
   addTarget(request: AddTargetRequest, call?: Call): Promise<TargetInfo>
   changeTarget(target: string, request: ChangeTargetRequest, call?: Call): Promise<TargetInfo>

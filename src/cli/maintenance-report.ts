@@ -37,6 +37,8 @@ export async function followMaintenance(context: CommandContext, events: AsyncIt
         output.line(`${what === 'check' ? 'healed' : 'copied'} ${printable(event.object)} on ${event.target} from ${event.from}`)
         break
       case 'fate': report?.fate?.(event); break
+      case 'verdict': break // its command shows it
+      case 'deleted': output.detail(`deleted ${event.snapshot}`); break
       case 'done': done = event; break
       case 'failed': throw new RoostError(event.error.code, event.error.message, event.error.details)
     }

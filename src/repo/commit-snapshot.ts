@@ -27,7 +27,8 @@ export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions,
   await parts.intake.flush() // W1 packs durable in the spool, W2 index entries durable
   const areStored = await waitForTargets(parts, signal) // W3 packs on enough targets
   await verifyPushedTree(parts, sessionId, request.root, signal) // W4
-  const signed = signRecord(recordOf(parts, session, request), parts.keys)
+  const receivedAtMs = await parts.retention.time.stamp() // locks must be able to tell how long ago this was
+  const signed = signRecord(recordOf(parts, session, request, receivedAtMs), parts.keys)
   const object = encodeSnapshotObject(signed, parts.repositoryId, parts.keys, parts.random)
   const isPut = areStored && await putOnTargets(parts, signed.snapshotId, object, signal) // W5
   if (!isPut) await parts.spooledSnapshots.add(signed.snapshotId, object) // W5 in the spool: it follows its packs by itself
@@ -72,8 +73,9 @@ async function waitForTargets(parts: RepositoryParts, signal: AbortSignal): Prom
   }
 }
 async function putOnTargets(parts: RepositoryParts, id: SnapshotId, object: Buffer, signal: AbortSignal): Promise<boolean> {
+  const retainUntilMs = parts.retention.retainUntilMs()
   try {
-    await parts.store.put(snapshotKey(id), bytesBody(object), { signal })
+    await parts.store.put(snapshotKey(id), bytesBody(object), { signal, ...(retainUntilMs && { retainUntilMs }) })
     return true
   } catch (error) {
     // It may have landed, here and there: the same bytes follow from the spool.
@@ -112,9 +114,9 @@ function incomplete(ref: Buffer, state: number): RoostError {
     { chunk: ref.subarray(1).toString('hex') })
 }
 
-function recordOf(parts: RepositoryParts, session: SessionRow, request: CommitRequest): SnapshotRecord {
+function recordOf(parts: RepositoryParts, session: SessionRow, request: CommitRequest, receivedAtMs: number): SnapshotRecord {
   return { format: 1, repositoryId: parts.repositoryId, source: session.source, mode: session.mode as SnapshotRecord['mode'], parent: session.snapshot,
-    receivedAtMs: parts.clock.now(), sessionId: session.sessionId, root: request.root, host: request.host, user: request.user, paths: request.paths,
+    receivedAtMs, sessionId: session.sessionId, root: request.root, host: request.host, user: request.user, paths: request.paths,
     tags: request.tags, startedAtMs: request.startedAtMs, statistics: request.statistics,
     ...(request.description === undefined ? {} : { description: request.description }) }
 }

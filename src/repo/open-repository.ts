@@ -30,6 +30,7 @@ import { recoverRepository } from './recover.js'
 import { CHUNKER_DEFAULTS, isChunker, readRepositoryHeader, targetTaken, verifyRepositoryHeader, writeRepositoryHeader, type RepositoryHeader } from './repository-header.js'
 import { createMasterKey, deriveRepositoryKeys } from './repository-keys.js'
 import type { RepositoryEvent, RepositoryParts } from './repository-parts.js'
+import { LOCAL_SETTINGS, Retention } from './retention/retention.js'
 import type { SealPool } from './seal-pool.js'
 import { encodeSnapshotObject } from './snapshot-format.js'
 import { SpooledSnapshots } from './spooled-snapshots.js'
@@ -134,6 +135,7 @@ export async function attachRepository(directory: string, request: AttachReposit
     await addKeyfileSlot(store, masterKey, keyfile, { label: 'server keyfile', clock: deps.clock, random: deps.random })
     // An index of before knows other packs, or another repository's: `rebuild` starts from nothing.
     await setIndexAside(directory)
+    await rm(join(directory, LOCAL_SETTINGS), { force: true }) // the target has the newest
     await writeConfig(directory, { format: 2, name: request.name, repositoryId: header.repositoryId, ...singleTarget(request.target) }, deps)
   } finally {
     await store.close()
@@ -205,13 +207,15 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
   await targets.countHoldings(index)
   const report = (event: RepositoryEvent): void => { deps.report(config.name, event) }
   const onDamage = (error: RoostError, pack: PackRow): void => { report({ type: 'damage', error, pack: pack.packId }) }
-  const uploads = new PackUploads({ targets, effects, clock, spoolBytesMax, onDamage })
-  const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store })
+  const retention = await Retention.open({ directory, retentionKey: keys.retentionKey, repositoryId, targets, store, clock, effects })
+  const retainUntilMs = (): number | undefined => retention.retainUntilMs()
+  const uploads = new PackUploads({ targets, effects, clock, spoolBytesMax, onDamage, retainUntilMs })
+  const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store, retainUntilMs })
   const claims = new PackClaims()
   const doomed = new DoomedPacks({ index, targets, report: (error, pack) => { report({ type: 'deletion-refused', error, pack }) } })
-  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, report: onDamage,
+  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, retention, report: onDamage,
     isUploading: (row) => uploads.isWaiting(row.packNumber),
-    copying: { targets, claims, index, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
+    copying: { targets, claims, index, retainUntilMs, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
     snapshotObject: async (id) => {
       const row = spooledSnapshots.has(id) ? undefined : await index.getSnapshot(id)
       return row === undefined ? undefined : encodeSnapshotObject(row, repositoryId, keys, random)
@@ -232,7 +236,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
   return { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
     keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims,
-    doomed, spooledSnapshots, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
+    doomed, spooledSnapshots, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
 }
 

@@ -9,6 +9,7 @@ import type { FileEffects } from '../store/file-effects.js'
 import type { ObjectStore } from '../store/object-store.js'
 import type { DoomedPacks } from './doomed-packs.js'
 import type { PackClaims } from './pack-claims.js'
+import type { Retention } from './retention/retention.js'
 import type { PackIntake } from './pack-intake.js'
 import type { PackReader } from './pack-reader.js'
 import type { PackUploads } from './pack-uploads.js'
@@ -38,6 +39,7 @@ export interface RepositoryParts {
   readonly claims: PackClaims
   readonly doomed: DoomedPacks
   readonly spooledSnapshots: SpooledSnapshots
+  readonly retention: Retention
   /** Part of the start-up's recovery that no target could be asked for yet: while it is there, the index is not closed as clean. */
   readonly pending: { recovery: (() => Promise<void>) | undefined }
   readonly pool: SealPool
@@ -65,5 +67,5 @@ export function infoOf(parts: RepositoryParts, complete: boolean): RepositoryInf
   const { targets, writePolicy, durability } = parts.targets.list
   return { name: parts.name, repositoryId: parts.repositoryId, mode: 'server', createdAtMs: parts.createdAtMs,
     targets: targets.map(({ url }) => url), writePolicy, durability, verifyKey: parts.keys.signing.publicKey.toString('hex'), chunker: parts.chunker,
-    state: complete ? 'ready' : 'rebuild-needed' }
+    retentionLockMs: parts.retention.lockMs, state: complete ? 'ready' : 'rebuild-needed' }
 }

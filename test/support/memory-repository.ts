@@ -250,7 +250,7 @@ export class MemoryRepository implements RepositoryClient {
   async info(): Promise<RepositoryInfo> {
     return {
       name: 'memory', repositoryId: this.repositoryId, mode: 'server', createdAtMs: 0, targets: ['memory:'], writePolicy: 'all', durability: 'remote',
-      verifyKey: this.signingKeys.publicKey.toString('hex'), chunker: this.#chunker, state: 'ready',
+      verifyKey: this.signingKeys.publicKey.toString('hex'), chunker: this.#chunker, retentionLockMs: 0, state: 'ready',
     }
   }
   async stats(): Promise<RepositoryStats> {
