@@ -75,6 +75,28 @@ test('garbage is planned, collected and gone; what is kept restores', async (t) 
   await world.ok(['check', '--read-data'])
 })
 
+test('what a policy does not keep is forgotten and collected by jobs', async (t) => {
+  const world = await openWorld(t)
+  await world.stopServer()
+  const file = world.path('jobs.yaml')
+  writeFileSync(file, 'jobs: [{ name: forget, kind: forget, cron: "@daily" }, { name: gc, kind: gc, cron: "@daily" }]')
+  await world.startServer(['--jobs', file])
+  const source = world.path('source')
+  mkdirSync(source)
+  for (let version = 0; version < 3; version++) {
+    writeFileSync(join(source, 'file'), randomBytes(1_000_000))
+    await world.ok(['backup', source, '--source', 's'])
+  }
+  assert.match((await world.ok(['jobs', 'run', 'forget', '--wait'])).stdout, /forget: no problems/)
+  assert.equal((await world.json(['snapshots'])).length, 3, 'without a policy everything is kept')
+  await world.ok(['policy', 'set', '--keep-last', '1'])
+  await world.ok(['jobs', 'run', 'forget', '--wait'])
+  assert.equal((await world.json(['snapshots'])).length, 1)
+  assert.match((await world.ok(['jobs', 'run', 'gc', '--wait'])).stdout, /gc: no problems; dropped [45] packs/)
+  assert.match((await world.ok(['jobs'])).stdout, /^forget +forget .*2 of 3 snapshots deleted$.*^gc +gc .*packs dropped/ms)
+  await world.ok(['restore', 'latest', '--target', world.path('back')])
+})
+
 test('a collection goes on when its command is interrupted, is seen, cancelled, and done by the next one', async (t) => {
   const world = await openWorld(t)
   const source = world.path('source')

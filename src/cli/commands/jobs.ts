@@ -71,7 +71,8 @@ export function describeRun({ kind, state, progress, problems, healed, counts, e
       const place = progress === undefined ? '' : `, ${printable(progress.phase)} ${formatCount(progress.done)}${progress.total > 0 ? ` of ${formatCount(progress.total)}` : ''}`
       return `running${place}${problems === 0 ? '' : `, ${found}`}`
     }
-    case 'done': return kind === 'gc' ? `${found}, ${formatCount(counts['packsDropped'] ?? 0)} packs dropped, ${formatCount(counts['packsRepacked'] ?? 0)} repacked` : found
+    case 'done': return found + (kind === 'gc' ? `, ${formatCount(counts['packsDropped'] ?? 0)} packs dropped, ${formatCount(counts['packsRepacked'] ?? 0)} repacked`
+      : kind === 'forget' ? `, ${formatCount(counts['deleted'] ?? 0)} of ${formatCount(counts['snapshots'] ?? 0)} snapshots deleted` : '')
     case 'failed': return error === undefined ? 'failed' : `failed: ${error.code}: ${printable(error.message)}`
     case 'cancelled': return 'cancelled'
     case 'interrupted': return 'interrupted: the server ended'
