@@ -12,7 +12,7 @@ import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type SessionId, type SnapshotId } from 
 import { MiB } from '../src/core/limits.js'
 import type {
   AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest,
-  CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, ForgetRequest, JobRunInfo, JobsReply,
+  CheckOptions, CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, ForgetRequest, JobRunInfo, JobsReply,
   KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo,
   SetPolicyRequest, SignedSnapshot,
   SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
@@ -110,7 +110,7 @@ export class HttpRepositoryClient implements AdministeredRepository {
   forget(request: ForgetRequest, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.forget, request, call) }
   info(call?: Call): Promise<RepositoryInfo> { return this.#get(ROUTES.repository, {}, call) }
   stats(call?: Call): Promise<RepositoryStats> { return this.#get(ROUTES.stats, {}, call) }
-  check(options: { readDataPercent: number; heal?: boolean }, call?: Call): AsyncIterable<MaintenanceEvent> {
+  check(options: CheckOptions, call?: Call): AsyncIterable<MaintenanceEvent> {
     return this.#maintain(ROUTES.check, options, call)
   }
   collect(options: CollectOptions, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.gc, options, call) }

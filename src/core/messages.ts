@@ -43,6 +43,8 @@ export interface OpenSessionReply {
   readonly idleMs: number
   /** The parent (push) or the snapshot itself (read); absent when there is none. */
   readonly snapshot?: SignedSnapshot
+  /** A parent that is there but not known to be whole: nothing of it may be relied on, so that what it lacks is sent again. */
+  readonly withheldParent?: SignedSnapshot
 }
 
 /** `record` is the base64 of the exact signed bytes: the JSON of a SnapshotRecord. */
@@ -164,8 +166,23 @@ export interface TokenInfo { readonly tokenId: string; readonly label: string; r
 /** The only time the secret is shown. */
 export interface CreateTokenReply extends TokenInfo { readonly token: string }
 
+export interface CheckOptions {
+  /** Share of packs whose every byte is read, 0–100. */
+  readonly readDataPercent: number
+  /** Writes missing and damaged copies anew from targets that hold them whole. */
+  readonly heal?: boolean
+  /** False: only looks. Else chunks that are whole nowhere are marked as damaged, and what is readable of their packs moves. */
+  readonly mark?: boolean
+  /** Of reading packs; absent = no limit. */
+  readonly bytesPerSecondMax?: number
+  /** No pack is begun after this long. */
+  readonly maxDurationMs?: number
+}
+
 export interface RepositoryStats {
   readonly snapshots: number; readonly packs: number; readonly chunks: number; readonly dataChunks: number; readonly nodeChunks: number
+  /** Chunks that are whole nowhere: the next client that has them brings them again. */
+  readonly damagedChunks: number
   /** Plaintext bytes of all chunks, and bytes of packs as stored. */
   readonly rawBytes: number; readonly storedBytes: number
   readonly spoolPacks: number; readonly spoolBytes: number
@@ -228,7 +245,9 @@ export interface ForgetRequest {
 /** Lines of the NDJSON reply of a collection, check, forget, rebuild, backfill or drain; the last is `done` or `failed`. */
 export type MaintenanceEvent =
   | { readonly type: 'progress'; readonly phase: string; readonly done: number; readonly total: number }
-  | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string }
+  | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string;
+      /** Of `snapshot`. */
+      readonly source?: string; readonly receivedAtMs?: number }
   /** A copy that was missing or damaged was written anew from another target. `object`: a pack, snapshot, key slot or the header. */
   | { readonly type: 'healed'; readonly object: string; readonly target: string; readonly from: string }
   /** What a collection does with a pack, and why. In a dry run: what it would do, for every pack. */
@@ -238,6 +257,10 @@ export type MaintenanceEvent =
   | { readonly type: 'verdict'; readonly snapshot: string; readonly source: string; readonly receivedAtMs: number; readonly tags: readonly string[]
       readonly keep: boolean; readonly reasons: readonly string[] }
   | { readonly type: 'deleted'; readonly snapshot: string }
+  /** A pack that was whole nowhere: `lost` chunks of it are marked as damaged and missing from now on, `moved` ones are in new packs. */
+  | { readonly type: 'mended'; readonly pack: string; readonly lost: number; readonly moved: number }
+  /** What a snapshot lacks, in as many lines as it takes; follows its problem. */
+  | { readonly type: 'lacking'; readonly snapshot: string; readonly chunks: readonly string[] }
   | { readonly type: 'done'; readonly problems: number; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'failed'; readonly error: WireError }
 

@@ -77,7 +77,7 @@ async function* checkSnapshotCopy(parts: RepositoryParts, target: Target, row: S
   const read = await target.use((store) => readSnapshotObject({ store, keys, repositoryId }, id))
   if (!(read instanceof RoostError)) return
   const isMissing = await target.use((store) => store.head(snapshotKey(id), { signal })) === undefined
-  yield { ...bad(target, `snapshot ${id}`, isMissing ? 'is missing' : 'is damaged'), snapshot: id } as MaintenanceEvent
+  yield { ...bad(target, `snapshot ${id}`, isMissing ? 'is missing' : 'is damaged'), snapshot: id, source: row.source, receivedAtMs: row.receivedAtMs } as MaintenanceEvent
   if (heal) yield* replace(target, `snapshot ${id}`, snapshotKey(id), encodeSnapshotObject(row, repositoryId, keys, random), 'the index', signal, parts.retention.retainUntilMs())
 }
 

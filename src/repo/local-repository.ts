@@ -4,7 +4,7 @@ import { parseSnapshotId, type SessionId, type SnapshotId } from '../core/ids.js
 import { Mutex } from '../core/concurrency.js'
 import { RoostError } from '../core/errors.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply, CommitRequest, ForgetRequest,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CheckOptions, CollectOptions, CommitReply, CommitRequest, ForgetRequest,
   KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo,
   SetPolicyRequest, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
 } from '../core/messages.js'
@@ -20,7 +20,7 @@ import { addKeySlot, listKeySlots, removeKeySlot, rotateKeyfile } from './manage
 import { ChunkPutter } from './put-chunks.js'
 import { readChunks } from './read-chunks.js'
 import { rebuildIndex } from './rebuild.js'
-import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from './repository.js'
+import type { FrameBody, Repository, SnapshotQuery } from './repository.js'
 import { applyRetention } from './retention/apply.js'
 import { lockSnapshot, protectSnapshot, retentionInfo, setPolicy } from './retention/manage-retention.js'
 import { infoOf, type RepositoryParts } from './repository-parts.js'
@@ -145,8 +145,8 @@ export class LocalRepository implements Repository {
   }
   async stats(): Promise<RepositoryStats> {
     const totals = await this.#parts.index.totals()
-    const { snapshots, packs, chunks, dataChunks, nodeChunks, rawBytes, storedBytes, spooledPacks, spooledBytes, sessionsOpen } = totals
-    return { snapshots, packs, chunks, dataChunks, nodeChunks, rawBytes, storedBytes, spoolPacks: spooledPacks, spoolBytes: spooledBytes, sessionsOpen }
+    const { snapshots, packs, chunks, dataChunks, nodeChunks, damagedChunks, rawBytes, storedBytes, spooledPacks, spooledBytes, sessionsOpen } = totals
+    return { snapshots, packs, chunks, dataChunks, nodeChunks, damagedChunks, rawBytes, storedBytes, spoolPacks: spooledPacks, spoolBytes: spooledBytes, sessionsOpen }
   }
   async *check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
     this.#requireComplete()
@@ -205,9 +205,11 @@ export class LocalRepository implements Repository {
     return this.#closed ??= this.#close()
   }
   async #close(): Promise<void> {
-    const { intake, uploads, catchUp, doomed, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending, retention } = this.#parts
+    const { intake, uploads, catchUp, doomed, mender, judge, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending, retention } = this.#parts
     this.#stop.abort(new DOMException('the repository is closing', 'AbortError'))
     await this.#exclusive?.step
+    await mender.close()
+    await judge.close()
     await intake.flush()
     // What the targets do not take in time stays in the spool; the next start uploads it.
     const isHopeless = targets.active.every(({ takesPacks }) => !takesPacks)

@@ -21,6 +21,8 @@ import { addKeyfileSlot, KEYFILE_BYTES, openSlot, readKeyfile, unlockMasterKey, 
 import { openKnown, rememberHeader } from './known-header.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
 import { LocalRepository, type Collector } from './local-repository.js'
+import { PackMender } from './care/pack-mender.js'
+import { SnapshotJudge } from './care/snapshot-judge.js'
 import { DoomedPacks } from './doomed-packs.js'
 import { PackClaims } from './pack-claims.js'
 import { PackIntake } from './pack-intake.js'
@@ -158,6 +160,8 @@ export async function openRepository(directory: string, deps: OpenRepositoryDeps
     isRecovered = true
     return new LocalRepository(parts, unlocked.masterKey, join(directory, KEYFILE_NAME), ({ url, slot }) => openTarget(directory, url, true, slot, deps), deps.collector)
   } catch (error) {
+    await parts?.mender.close()
+    await parts?.judge.close()
     await parts?.uploads.close()
     await parts?.spooledSnapshots.close()
     await parts?.catchUp.close()
@@ -232,12 +236,17 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
     onLost: (error) => { report({ type: 'pack-lost', error }) } })
   pool.open({ repositoryId, dedupKey: keys.dedupKey, packKey: keys.packKey, spoolDirectory, zstdLevel: deps.zstdLevel },
     { onSealed: (pack) => { intake.onSealed(pack) }, onLost: (number, error) => { intake.onLost(number, error) } })
-  const reader = new PackReader({ index, targets, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey, report: onDamage,
+  /** Who reads tells it of damage, and it reads. */
+  const care: { mender: PackMender | undefined } = { mender: undefined }
+  const reader = new PackReader({ index, targets, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey,
+    report: (error, row) => { onDamage(error, row); care.mender?.request(row.packNumber) },
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
-  return { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
-    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims,
+  const parts: Omit<RepositoryParts, 'mender'> = { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
+    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims, judge: new SnapshotJudge({ index, reader }),
     doomed, spooledSnapshots, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
+  const mender = care.mender = new PackMender(parts)
+  return { ...parts, mender }
 }
 
 /** A read found copies that are missing or damaged, and a whole one: the index forgets the bad ones, which makes the catch-up write them anew. */

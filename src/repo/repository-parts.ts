@@ -7,6 +7,8 @@ import type { Random } from '../core/random.js'
 import type { ChunkIndex } from '../index/chunk-index.js'
 import type { FileEffects } from '../store/file-effects.js'
 import type { ObjectStore } from '../store/object-store.js'
+import type { PackMender } from './care/pack-mender.js'
+import type { SnapshotJudge } from './care/snapshot-judge.js'
 import type { DoomedPacks } from './doomed-packs.js'
 import type { PackClaims } from './pack-claims.js'
 import type { Retention } from './retention/retention.js'
@@ -37,6 +39,8 @@ export interface RepositoryParts {
   readonly headerBytes: Buffer
   readonly catchUp: CatchUp
   readonly claims: PackClaims
+  readonly mender: PackMender
+  readonly judge: SnapshotJudge
   readonly doomed: DoomedPacks
   readonly spooledSnapshots: SpooledSnapshots
   readonly retention: Retention

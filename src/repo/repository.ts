@@ -2,7 +2,7 @@
 import type { SessionId, SnapshotId } from '../core/ids.js'
 import type { SessionRow } from '../index/chunk-index.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply, CommitRequest, ForgetRequest,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CheckOptions, CollectOptions, CommitReply, CommitRequest, ForgetRequest,
   KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo,
   SetPolicyRequest, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
 } from '../core/messages.js'
@@ -13,12 +13,6 @@ export interface SnapshotQuery {
   readonly limit: number
   readonly source?: string
   readonly tag?: string
-}
-export interface CheckOptions {
-  /** Share of packs whose every byte is read, 0–100. */
-  readonly readDataPercent: number
-  /** Writes missing and damaged copies anew from targets that hold them whole. */
-  readonly heal?: boolean
 }
 /** A body of chunk frames in memory of its own. Ownership passes to the repository with the call and comes back with
  *  the result (a worker thread has it meanwhile). */

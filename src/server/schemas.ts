@@ -150,7 +150,10 @@ export const REQUEST_SCHEMAS = {
     dryRun: { type: 'boolean' }, repackBelow: { type: 'number', minimum: 0, maximum: 1 }, bytesPerSecondMax: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
     acceptDamage: { type: 'boolean' },
   }, ['dryRun', 'repackBelow', 'bytesPerSecondMax', 'acceptDamage']),
-  check: object({ readDataPercent: { type: 'number', minimum: 0, maximum: 100 }, heal: { type: 'boolean' } }, ['heal']),
+  check: object({
+    readDataPercent: { type: 'number', minimum: 0, maximum: 100 }, heal: { type: 'boolean' }, mark: { type: 'boolean' },
+    bytesPerSecondMax: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER }, maxDurationMs: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
+  }, ['heal', 'mark', 'bytesPerSecondMax', 'maxDurationMs']),
 } as const satisfies Record<string, JsonSchema>
 
 /** Query strings: text on the wire, so numbers are patterns. */

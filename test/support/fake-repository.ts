@@ -4,14 +4,14 @@ import { RoostError } from '../../src/core/errors.js'
 import { parseSessionId, type SessionId, type SnapshotId } from '../../src/core/ids.js'
 import { LIMITS } from '../../src/core/limits.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CollectOptions,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CheckOptions, CollectOptions,
   CommitReply, CommitRequest, CreateRepositoryRequest, ForgetRequest, KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply,
   OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo, SetPolicyRequest, SignedSnapshot, SnapshotPage,
   TargetInfo, TargetsReply,
 } from '../../src/core/messages.js'
 import type { SessionRow } from '../../src/index/chunk-index.js'
 import type { RepositoryHost } from '../../src/repo/repository-host-contract.js'
-import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from '../../src/repo/repository.js'
+import type { FrameBody, Repository, SnapshotQuery } from '../../src/repo/repository.js'
 
 const CHUNKER: ChunkerParameters = { gearSeed: '00'.repeat(32), minBytes: 1024, averageBytes: 4096, maxBytes: 16_384, imageChunkBytes: 65_536 }
 const KEY_SLOT: KeySlotInfo = { slotId: 'slot-1', kind: 'keyfile', label: 'server', createdAtMs: 1 }
@@ -121,7 +121,7 @@ export class FakeRepository implements Repository {
   async lockSnapshot(snapshotId: SnapshotId, request: LockSnapshotRequest): Promise<void> { this.#note('lockSnapshot', snapshotId, request) }
   async stats(): Promise<RepositoryStats> {
     this.#note('stats')
-    return { snapshots: 1, packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, rawBytes: 0, storedBytes: 0, spoolPacks: 0, spoolBytes: 0, sessionsOpen: 0 }
+    return { snapshots: 1, packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, damagedChunks: 0, rawBytes: 0, storedBytes: 0, spoolPacks: 0, spoolBytes: 0, sessionsOpen: 0 }
   }
   async *check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
     this.#note('check', options)
