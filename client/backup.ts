@@ -124,6 +124,8 @@ async function runPass(run: Run, pass: Pass, wantedParent: BackupOptions['parent
   try {
     const parent = usableParent(run, session)
     pass.usesParent = parent !== undefined
+    if (session.withheldParent !== undefined)
+      run.events.onNotice?.('the repository lost data that the parent snapshot may need: everything is read anew, and what is missing is sent again')
     const uploader = pass.uploader = newUploader(run, session, sessionId, signal)
     const scanner = startPassScanner(run, pass, session, parent, uploader, signal)
     run.events.onPass?.(pass.number, () => ({
@@ -181,7 +183,7 @@ function startPassScanner(run: Run, pass: Pass, session: OpenSessionReply, paren
   const { client, options, events } = run
   const dedupKey = Buffer.from(session.dedupKey, 'hex')
   const job = {
-    source: options.config, dedupKey: session.dedupKey, chunker: session.chunker,
+    source: sourceOf(options.config, session), dedupKey: session.dedupKey, chunker: session.chunker,
     arenasMax: { data: (options.arenasInFlight ?? ARENAS_IN_FLIGHT) + 1, nodes: NODE_ARENAS },
     ...(parent === undefined ? {} : { parent: { root: parent.root, startedAtMs: parent.startedAtMs } }),
   }
@@ -194,6 +196,17 @@ function startPassScanner(run: Run, pass: Pass, session: OpenSessionReply, paren
     },
     onAt: (path) => { pass.at = path },
   }, options.where ?? 'thread')
+}
+/** An image is cut as before, or its chunks would be others and heal nothing. */
+function sourceOf(config: SourceConfig, { withheldParent, verifyKey }: OpenSessionReply): SourceConfig {
+  if (config.mode !== 'image' || config.chunkBytes !== undefined || withheldParent === undefined) return config
+  try {
+    const chunkBytes = openSignedSnapshot(withheldParent, verifyKey).description?.['chunkBytes']
+    return typeof chunkBytes === 'number' ? { ...config, chunkBytes } : config
+  } catch (error) {
+    if (!hasCode(error, 'SNAPSHOT_CORRUPT')) throw error
+    return config
+  }
 }
 async function awaitScan(scanner: Scanner, signal: AbortSignal): ReturnType<() => Scanner['done']> {
   const onAbort = (): void => { void scanner.stop(signal.reason as Error) }

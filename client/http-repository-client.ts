@@ -12,8 +12,9 @@ import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type SessionId, type SnapshotId } from 
 import { MiB } from '../src/core/limits.js'
 import type {
   AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest,
-  CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, JobRunInfo, JobsReply, KeySlotInfo,
-  MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot,
+  CheckOptions, CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, ForgetRequest, JobRunInfo, JobsReply,
+  KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo,
+  SetPolicyRequest, SignedSnapshot,
   SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
 import { zstdDecode } from '../src/core/zstd.js'
@@ -96,9 +97,20 @@ export class HttpRepositoryClient implements AdministeredRepository {
   async deleteSnapshot(snapshot: SnapshotId, call?: Call): Promise<void> {
     await this.#transport.json({ method: 'DELETE', path: this.#path(ROUTES.snapshot, { snapshot }), ...signalOf(call) })
   }
+  async protectSnapshot(snapshot: SnapshotId, isProtected: boolean, call?: Call): Promise<void> {
+    await this.#transport.json({ method: isProtected ? 'PUT' : 'DELETE', path: this.#path(ROUTES.snapshotProtection, { snapshot }), ...signalOf(call) })
+  }
+  async lockSnapshot(snapshot: SnapshotId, request: LockSnapshotRequest, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'PUT', path: this.#path(ROUTES.snapshotLock, { snapshot }), ...signalOf(call) }, request)
+  }
+  retention(call?: Call): Promise<RetentionInfo> { return this.#get(ROUTES.retention, {}, call) }
+  setPolicy(request: SetPolicyRequest, call?: Call): Promise<RetentionInfo> {
+    return this.#transport.json({ method: 'PUT', path: this.#path(ROUTES.retentionPolicy), ...signalOf(call) }, request)
+  }
+  forget(request: ForgetRequest, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.forget, request, call) }
   info(call?: Call): Promise<RepositoryInfo> { return this.#get(ROUTES.repository, {}, call) }
   stats(call?: Call): Promise<RepositoryStats> { return this.#get(ROUTES.stats, {}, call) }
-  check(options: { readDataPercent: number; heal?: boolean }, call?: Call): AsyncIterable<MaintenanceEvent> {
+  check(options: CheckOptions, call?: Call): AsyncIterable<MaintenanceEvent> {
     return this.#maintain(ROUTES.check, options, call)
   }
   collect(options: CollectOptions, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.gc, options, call) }

@@ -2,7 +2,7 @@
 import { hasCode, RoostError } from '../src/core/errors.js'
 import { hashChunk } from '../src/core/hash.js'
 import { CHUNK_ID_BYTES, formatChunkId, type ChunkKind, type SessionId } from '../src/core/ids.js'
-import type { ReadCall, RepositoryClient } from './repository-client.js'
+import type { ReadCall, ReadingClient } from './repository-client.js'
 
 export type ChunkProblem = 'missing' | 'damaged' | 'not-readable'
 /** One of the chunks asked for; `index` is its place in the request. */
@@ -13,7 +13,7 @@ export type VerifiedChunk =
 /** Reads of one request that bring nothing new before the failure is passed on. */
 const FRUITLESS_READS_MAX = 4
 
-export interface ReadableSession { readonly client: RepositoryClient; readonly sessionId: SessionId; readonly dedupKey: Buffer }
+export interface ReadableSession { readonly client: ReadingClient; readonly sessionId: SessionId; readonly dedupKey: Buffer }
 
 /** Every requested index exactly once, in the server's order. A stream that breaks off is continued with the ids that
  *  are still due.

@@ -2,10 +2,10 @@
 import type { FrameVerdict } from '../src/core/frames.js'
 import type { SessionId, SnapshotId } from '../src/core/ids.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply,
-  CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest,
-  JobRunInfo, JobsReply, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
-  TargetInfo, TargetsReply, TokenInfo,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, CheckOptions, CollectOptions, CommitReply,
+  CommitRequest, CreateRepositoryRequest, CreateTokenReply, CreateTokenRequest, ForgetRequest, JobRunInfo, JobsReply, KeySlotInfo,
+  LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo, SetPolicyRequest,
+  SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
 
 export interface Call { readonly signal?: AbortSignal }
@@ -33,7 +33,7 @@ export interface RepositoryClient {
   deleteSnapshot(id: SnapshotId, call?: Call): Promise<void>
   info(call?: Call): Promise<RepositoryInfo>
   stats(call?: Call): Promise<RepositoryStats>
-  check(options: { readDataPercent: number; heal?: boolean }, call?: Call): AsyncIterable<MaintenanceEvent>
+  check(options: CheckOptions, call?: Call): AsyncIterable<MaintenanceEvent>
   rebuild(call?: Call): AsyncIterable<MaintenanceEvent>
   listKeySlots(call?: Call): Promise<KeySlotInfo[]>
   addKeySlot(request: AddKeySlotRequest, call?: Call): Promise<KeySlotInfo>
@@ -41,8 +41,16 @@ export interface RepositoryClient {
   rotateKeyfile(call?: Call): Promise<KeySlotInfo>
   close(): Promise<void>
 }
+/** What it takes to look into snapshots. */
+export type ReadingClient = Pick<RepositoryClient, 'openSession' | 'readChunks' | 'closeSession' | 'listSnapshots'>
+
 /** What an administrator also asks of one repository. */
 export interface AdministeredRepository extends RepositoryClient {
+  retention(call?: Call): Promise<RetentionInfo>
+  setPolicy(request: SetPolicyRequest, call?: Call): Promise<RetentionInfo>
+  forget(request: ForgetRequest, call?: Call): AsyncIterable<MaintenanceEvent>
+  protectSnapshot(id: SnapshotId, isProtected: boolean, call?: Call): Promise<void>
+  lockSnapshot(id: SnapshotId, request: LockSnapshotRequest, call?: Call): Promise<void>
   listTargets(call?: Call): Promise<TargetsReply>
   addTarget(request: AddTargetRequest, call?: Call): Promise<TargetInfo>
   changeTarget(target: string, request: ChangeTargetRequest, call?: Call): Promise<TargetInfo>

@@ -4,7 +4,7 @@ import { parseChunkId, parseSessionId, parseSnapshotId, type ChunkId } from '../
 import type { SnapshotRecord } from '../../src/core/messages.js'
 import { ClientError } from '../client-errors.js'
 import type { ReadableSession } from '../read-chunks.js'
-import type { Call, RepositoryClient } from '../repository-client.js'
+import type { Call, ReadingClient } from '../repository-client.js'
 import { SessionNodeSource } from '../session-nodes.js'
 import { openSignedSnapshot } from '../snapshot-record.js'
 import { DirectoryReader } from '../tree/directory-reader.js'
@@ -25,7 +25,7 @@ const SNAPSHOTS_PER_PAGE = 100
 
 /** @throws {RoostError} SNAPSHOT_UNKNOWN; SNAPSHOT_CORRUPT. @throws {ClientError} SNAPSHOT_KEY_MISMATCH unless the server's
  *  key is the pinned one */
-export async function openSnapshot(client: RepositoryClient, choice: SnapshotChoice, call: Call = {}): Promise<OpenSnapshot> {
+export async function openSnapshot(client: ReadingClient, choice: SnapshotChoice, call: Call = {}): Promise<OpenSnapshot> {
   const snapshot = await resolveSnapshot(client, choice, call)
   const reply = await client.openSession({ kind: 'read', snapshot }, call)
   const sessionId = parseSessionId(reply.sessionId)
@@ -46,7 +46,7 @@ export async function openSnapshot(client: RepositoryClient, choice: SnapshotCho
 }
 
 /** @throws {RoostError} SNAPSHOT_UNKNOWN, also when several begin so */
-export async function resolveSnapshot(client: RepositoryClient, choice: SnapshotChoice, call: Call = {}): Promise<string> {
+export async function resolveSnapshot(client: ReadingClient, choice: SnapshotChoice, call: Call = {}): Promise<string> {
   const wanted = choice.snapshot.toLowerCase()
   if (/^[0-9a-f]{64}$/.test(wanted)) return parseSnapshotId(wanted)
   const isLatest = wanted === 'latest'
@@ -64,7 +64,7 @@ export async function resolveSnapshot(client: RepositoryClient, choice: Snapshot
   return found.id
 }
 /** Ids and times of all snapshots, page by page. Unverified: enough to choose by, then the chosen one is verified. */
-export async function* everySnapshot(client: RepositoryClient, source: string | undefined, call: Call):
+export async function* everySnapshot(client: ReadingClient, source: string | undefined, call: Call):
   AsyncGenerator<{ readonly id: string; readonly receivedAtMs: number; readonly source: string }> {
   for (let after: string | null | undefined; after !== null;) {
     const page = await client.listSnapshots(

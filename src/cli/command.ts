@@ -2,7 +2,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander'
 import { CommandContext, type CommandWork, type Runtime } from './context.js'
 import { UsageError, type ExitCode } from './exit-codes.js'
-import { parseBytes } from './format.js'
+import { parseBytes, parseInstant, parseSpan } from './format.js'
 import type { GlobalFlags } from './settings.js'
 
 export interface Registry {
@@ -33,14 +33,17 @@ export function withExamples(command: Command, examples: readonly string[]): Com
 export const collect = (value: string, before: readonly string[] = []): readonly string[] => [...before, value]
 
 /** Lets the parser report a wrong value with the option's name. */
-export function sizeOption(text: string): number {
+const readBy = <T>(parse: (text: string) => T) => (text: string): T => {
   try {
-    return parseBytes(text)
+    return parse(text)
   } catch (error) {
     if (error instanceof UsageError) throw new InvalidArgumentError(error.message)
     throw error
   }
 }
+export const sizeOption = readBy(parseBytes)
+export const spanOption = readBy(parseSpan)
+export const dateOption = readBy(parseInstant)
 export function countOption(text: string): number {
   if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError('It must be a whole number.')
   return Number(text)

@@ -40,6 +40,22 @@ export function parseBytes(text: string): number {
   return bytes
 }
 
+const SPANS: Readonly<Record<string, number>> = { h: 3_600_000, d: 86_400_000, w: 7 * 86_400_000, y: 365 * 86_400_000 }
+/** `12h`, `30d`, `8w`, `7y` (of 365 days) → milliseconds. @throws {UsageError} */
+export function parseSpan(text: string): number {
+  const match = /^(\d{1,7})([hdwy])$/.exec(text)
+  if (match === null) throw new UsageError(`"${text}" is not a duration: write hours, days, weeks or years, such as 12h, 30d, 8w or 7y.`)
+  return Number(match[1]) * SPANS[match[2]!]!
+}
+/** `30 days`, `12 hours`. */
+export const formatDays = (ms: number): string => ms % 86_400_000 === 0 ? `${ms / 86_400_000} days` : `${Math.round(ms / 3_600_000)} hours`
+/** `2027-01-31` (midnight UTC) or with a time and zone → milliseconds since 1970. @throws {UsageError} */
+export function parseInstant(text: string): number {
+  const ms = /^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2})?(Z|[+-]\d{2}:\d{2}))?$/.test(text) ? Date.parse(text) : Number.NaN
+  if (Number.isNaN(ms)) throw new UsageError(`"${text}" is not a date: write 2027-01-31, or 2027-01-31T12:00Z.`)
+  return ms
+}
+
 /** Removes what could move the cursor or forge lines: names come from other machines. */
 export function printable(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069\\]/g, (character) =>

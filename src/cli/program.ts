@@ -9,6 +9,7 @@ import { registerKey } from './commands/key.js'
 import { registerMaintenance } from './commands/maintenance.js'
 import { registerRepo } from './commands/repo.js'
 import { registerRestore } from './commands/restore.js'
+import { registerRetention } from './commands/retention.js'
 import { registerServer } from './commands/server.js'
 import { registerSnapshots } from './commands/snapshots.js'
 import { registerTarget } from './commands/target.js'
@@ -54,6 +55,6 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .exitOverride()
   const registry: Registry = { program, runtime, finish }
   for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore,
-    registerGc, registerMaintenance, registerJobs, registerTarget, registerKey]) register(registry)
+    registerGc, registerMaintenance, registerJobs, registerRetention, registerTarget, registerKey]) register(registry)
   return program
 }

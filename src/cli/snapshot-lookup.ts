@@ -6,8 +6,9 @@ import { parseSnapshotId, type SnapshotId } from '../core/ids.js'
 import type { SignedSnapshot, SnapshotRecord } from '../core/messages.js'
 import type { CommandContext } from './context.js'
 import { UsageError } from './exit-codes.js'
+import { formatTime, printable } from './format.js'
 
-export interface NamedSnapshot { readonly id: SnapshotId; readonly record: SnapshotRecord; readonly inSpool: boolean }
+export interface NamedSnapshot { readonly id: SnapshotId; readonly record: SnapshotRecord; readonly inSpool: boolean; readonly isProtected: boolean; readonly lockedUntilMs?: number }
 export interface SnapshotFilter { readonly source?: string; readonly tag?: string }
 
 const PREFIX_DIGITS_MIN = 6
@@ -40,6 +41,19 @@ export async function findSnapshot(context: CommandContext, client: RepositoryCl
   const id = await resolveSnapshot(client, { snapshot: text, ...(filter.source === undefined ? {} : { source: filter.source }) }, call)
   return nameSnapshot(await client.getSnapshot(parseSnapshotId(id), call), await verifyKeyOf(context, client))
 }
+/** All are found before anything is done to any. */
+export async function findAll(context: CommandContext, client: RepositoryClient, texts: readonly string[]): Promise<NamedSnapshot[]> {
+  const found: NamedSnapshot[] = []
+  for (const text of texts) found.push(await findSnapshot(context, client, text))
+  return found
+}
+export async function deleteSnapshots(context: CommandContext, client: RepositoryClient, texts: readonly string[]): Promise<void> {
+  for (const { id, record } of await findAll(context, client, texts)) {
+    await client.deleteSnapshot(id, { signal: context.signal })
+    context.output.record({ type: 'snapshot-deleted', id })
+    context.output.note(`Deleted ${shortId(id)} (${printable(record.source)}, ${formatTime(record.receivedAtMs)}).`)
+  }
+}
 /** Refuses what cannot be a snapshot before anything is asked of the server. */
 export function requireSnapshotName(text: string): void {
   if (text === 'latest') return
@@ -54,5 +68,6 @@ export function splitSnapshotPath(text: string): { readonly snapshot: string; re
 }
 
 function nameSnapshot(signed: SignedSnapshot, verifyKey: string): NamedSnapshot {
-  return { id: parseSnapshotId(signed.id), record: openSignedSnapshot(signed, verifyKey), inSpool: signed.inSpool === true }
+  return { id: parseSnapshotId(signed.id), record: openSignedSnapshot(signed, verifyKey), inSpool: signed.inSpool === true,
+    isProtected: signed.protected === true, ...(signed.lockedUntilMs !== undefined && { lockedUntilMs: signed.lockedUntilMs }) }
 }

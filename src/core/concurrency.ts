@@ -74,3 +74,18 @@ export class Mutex {
     return result
   }
 }
+
+/** What `work` comes to, or `signal.reason` as soon as it aborts: the work goes on, unheard. */
+export async function orAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  let abort = (): void => undefined
+  const aborted = new Promise<never>((_resolve, reject) => {
+    abort = () => { reject(signal.reason as Error) }
+    if (signal.aborted) abort()
+    else signal.addEventListener('abort', abort, { once: true })
+  })
+  try {
+    return await Promise.race([aborted, work])
+  } finally {
+    signal.removeEventListener('abort', abort)
+  }
+}

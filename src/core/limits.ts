@@ -52,6 +52,10 @@ export const LIMITS = Object.freeze({
   spoolBytesDefault: 8 * GiB,
   /** Free bytes kept on the spool's file system. */
   spoolReserveBytes: 256 * MiB,
+  /** Policies, protected and locked snapshots of one repository: one object of about a megabyte holds them. */
+  retentionEntriesMax: 4_096,
+  /** Longest retention lock, ms: a hundred years. What nobody can shorten must not be a typing error. */
+  retentionLockMsMax: 36_525 * 24 * 3600 * 1000,
   /** Source names, tags: bytes of UTF-8. */
   nameBytesMax: 256,
   tagsMax: 64,

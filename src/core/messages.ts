@@ -43,6 +43,8 @@ export interface OpenSessionReply {
   readonly idleMs: number
   /** The parent (push) or the snapshot itself (read); absent when there is none. */
   readonly snapshot?: SignedSnapshot
+  /** A parent that is there but not known to be whole: nothing of it may be relied on, so that what it lacks is sent again. */
+  readonly withheldParent?: SignedSnapshot
 }
 
 /** `record` is the base64 of the exact signed bytes: the JSON of a SnapshotRecord. */
@@ -50,6 +52,10 @@ export interface SignedSnapshot {
   readonly id: string; readonly record: string; readonly signature: string
   /** Only in the server's spool so far: losing the server's disk loses it. Absent once it is durable on its targets. */
   readonly inSpool?: true
+  /** Never deleted until somebody takes that back. */
+  readonly protected?: true
+  /** Not deleted before: when the lock ends if the server runs until then. Absent when nothing locks it. */
+  readonly lockedUntilMs?: number
 }
 
 export interface SnapshotStatistics {
@@ -98,6 +104,8 @@ export interface SnapshotPage { readonly snapshots: readonly SignedSnapshot[]; r
 export interface RepositoryInfo {
   readonly name: string; readonly repositoryId: string; readonly mode: 'server'; readonly createdAtMs: number
   readonly targets: readonly string[]; readonly writePolicy: WritePolicy; readonly durability: Durability; readonly verifyKey: string; readonly chunker: ChunkerParameters
+  /** Every snapshot is kept at least so long; 0 = no lock. */
+  readonly retentionLockMs: number
   readonly state: 'ready' | 'rebuild-needed'
 }
 export interface CreateRepositoryRequest {
@@ -141,7 +149,8 @@ export interface TargetsReply { readonly targets: readonly TargetInfo[]; readonl
 export interface AddTargetRequest { readonly name: string; readonly url: string; readonly uploadBytesPerSecondMax?: number }
 /** Absent fields stay as they are. `position` 0 is read from first. */
 export interface ChangeTargetRequest { readonly mode?: 'active' | 'disabled'; readonly uploadBytesPerSecondMax?: number; readonly position?: number }
-export interface ChangeRepositoryRequest { readonly writePolicy?: WritePolicy; readonly durability?: Durability }
+/** `retentionLockMs` can only grow. */
+export interface ChangeRepositoryRequest { readonly writePolicy?: WritePolicy; readonly durability?: Durability; readonly retentionLockMs?: number }
 
 export const TOKEN_SCOPES = ['push', 'read', 'delete', 'admin'] as const
 export type TokenScope = (typeof TOKEN_SCOPES)[number]
@@ -157,8 +166,23 @@ export interface TokenInfo { readonly tokenId: string; readonly label: string; r
 /** The only time the secret is shown. */
 export interface CreateTokenReply extends TokenInfo { readonly token: string }
 
+export interface CheckOptions {
+  /** Share of packs whose every byte is read, 0–100. */
+  readonly readDataPercent: number
+  /** Writes missing and damaged copies anew from targets that hold them whole. */
+  readonly heal?: boolean
+  /** False: only looks. Else chunks that are whole nowhere are marked as damaged, and what is readable of their packs moves. */
+  readonly mark?: boolean
+  /** Of reading packs; absent = no limit. */
+  readonly bytesPerSecondMax?: number
+  /** No pack is begun after this long. */
+  readonly maxDurationMs?: number
+}
+
 export interface RepositoryStats {
   readonly snapshots: number; readonly packs: number; readonly chunks: number; readonly dataChunks: number; readonly nodeChunks: number
+  /** Chunks that are whole nowhere: the next client that has them brings them again. */
+  readonly damagedChunks: number
   /** Plaintext bytes of all chunks, and bytes of packs as stored. */
   readonly rawBytes: number; readonly storedBytes: number
   readonly spoolPacks: number; readonly spoolBytes: number
@@ -182,20 +206,66 @@ export interface CollectOptions {
   readonly acceptDamage?: boolean
 }
 
-/** Lines of the NDJSON reply of a collection, check, rebuild, backfill or drain; the last is `done` or `failed`. */
+/** Rules of a policy that count snapshots, and those that reach back from the newest one. */
+export const RETENTION_COUNTS = ['last', 'hourly', 'daily', 'weekly', 'monthly', 'yearly'] as const
+export const RETENTION_WITHIN = ['within', 'withinHourly', 'withinDaily', 'withinWeekly', 'withinMonthly', 'withinYearly'] as const
+/** Which snapshots of a source are kept (docs/retention.md). A count of -1 is all; durations are written `1y6m7d12h`. A snapshot that no rule keeps goes. */
+export type RetentionPolicy = { readonly [K in typeof RETENTION_COUNTS[number]]?: number } & { readonly [K in typeof RETENTION_WITHIN[number]]?: string } & {
+  /** Keeps snapshots that have all tags of one of the lists. */
+  readonly tags?: readonly (readonly string[])[]
+  /** False: a rule whose count is not used up does not keep the oldest snapshot besides. Default true. */
+  readonly keepOldest?: boolean
+  /** IANA name; what an hour, day, week, month and year is. Default UTC. */
+  readonly timeZone?: string
+}
+
+export interface SourcePolicy { readonly source: string; readonly policy: RetentionPolicy }
+export interface RetentionInfo {
+  readonly lockMs: number
+  /** For sources without one of their own; null = they keep everything. */
+  readonly policy: RetentionPolicy | null
+  readonly sources: readonly SourcePolicy[]
+  readonly protected: readonly string[]
+  readonly locks: readonly { readonly snapshot: string; readonly untilMs: number }[]
+}
+/** Without `source`: the repository's. `null` removes it. */
+export interface SetPolicyRequest { readonly source?: string; readonly policy: RetentionPolicy | null }
+/** Exactly one of the two. */
+export interface LockSnapshotRequest { readonly forMs?: number; readonly untilMs?: number }
+export interface ForgetRequest {
+  /** Instead of the stored policies. */
+  readonly policy?: RetentionPolicy
+  /** Only snapshots of this source, or with this tag, are looked at. */
+  readonly source?: string; readonly tag?: string
+  readonly dryRun?: boolean
+  /** Consent to a policy that keeps nothing of a source (its newest snapshot stays all the same). */
+  readonly keepNone?: boolean
+}
+
+/** Lines of the NDJSON reply of a collection, check, forget, rebuild, backfill or drain; the last is `done` or `failed`. */
 export type MaintenanceEvent =
   | { readonly type: 'progress'; readonly phase: string; readonly done: number; readonly total: number }
-  | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string }
+  | { readonly type: 'problem'; readonly code: ErrorCode; readonly message: string; readonly pack?: string; readonly chunk?: string; readonly snapshot?: string; readonly target?: string;
+      /** Of `snapshot`. */
+      readonly source?: string; readonly receivedAtMs?: number }
   /** A copy that was missing or damaged was written anew from another target. `object`: a pack, snapshot, key slot or the header. */
   | { readonly type: 'healed'; readonly object: string; readonly target: string; readonly from: string }
   /** What a collection does with a pack, and why. In a dry run: what it would do, for every pack. */
   | { readonly type: 'fate'; readonly pack: string; readonly kind: 'data' | 'node'; readonly fate: 'keep' | 'drop' | 'repack'; readonly reason: string;
       readonly storedBytes: number; readonly liveShare: number }
+  /** What retention says of one snapshot, and why. With `keep` false it goes, unless the run is dry. */
+  | { readonly type: 'verdict'; readonly snapshot: string; readonly source: string; readonly receivedAtMs: number; readonly tags: readonly string[]
+      readonly keep: boolean; readonly reasons: readonly string[] }
+  | { readonly type: 'deleted'; readonly snapshot: string }
+  /** A pack that was whole nowhere: `lost` chunks of it are marked as damaged and missing from now on, `moved` ones are in new packs. */
+  | { readonly type: 'mended'; readonly pack: string; readonly lost: number; readonly moved: number }
+  /** What a snapshot lacks, in as many lines as it takes; follows its problem. */
+  | { readonly type: 'lacking'; readonly snapshot: string; readonly chunks: readonly string[] }
   | { readonly type: 'done'; readonly problems: number; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'failed'; readonly error: WireError }
 
 /** Kinds of maintenance. Each run of one is a job with an id, whether a person asked for it or the schedule. */
-export const JOB_KINDS = ['gc', 'check', 'rebuild', 'backfill', 'drain'] as const
+export const JOB_KINDS = ['gc', 'forget', 'check', 'rebuild', 'backfill', 'drain'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 /** `interrupted`: the server ended before the run did; the next run does what is left. */
 export const JOB_STATES = ['running', 'done', 'failed', 'cancelled', 'interrupted'] as const

@@ -3,6 +3,7 @@
  *  A dry run marks and plans, and prints. A run that is cut at any step leaves a whole repository: what was condemned is doomed in the index and
  *  deleted later, what was copied and not switched is garbage of the next run, and marks are made anew.
  */
+import { orAborted } from '../core/concurrency.js'
 import { CHUNK_KINDS, type PackNumber } from '../core/ids.js'
 import { RoostError } from '../core/errors.js'
 import type { CollectOptions, MaintenanceEvent } from '../core/messages.js'
@@ -177,7 +178,8 @@ class Collection {
   async *#delete(): AsyncGenerator<MaintenanceEvent, void, undefined> {
     const { doomedPacks } = await this.parts.index.totals()
     yield { type: 'progress', phase: 'delete', done: 0, total: doomedPacks }
-    const { objects, refused } = await this.parts.doomed.deleteAll()
+    // Deletions are remembered and go on by themselves: a cancelled run need not wait for a target that hangs.
+    const { objects, refused } = await orAborted(this.parts.doomed.deleteAll(), this.signal)
     this.#counts.objectsDeleted = objects
     this.#counts.deletionsRefused = refused
     yield { type: 'progress', phase: 'delete', done: doomedPacks, total: doomedPacks }

@@ -1,4 +1,4 @@
-/** Every target's copies of the header, the key slots and the snapshots: whole, and the same everywhere. With `heal`, what is missing or
+/** Every target's copies of the header, the key slots, the retention settings and the snapshots: whole, and the same everywhere. With `heal`, what is missing or
  *  damaged in one place is written anew from another.
  */
 import { hasCode, RoostError } from '../core/errors.js'
@@ -20,6 +20,7 @@ export async function* checkSmallObjects(parts: RepositoryParts, heal: boolean, 
   for (const target of parts.targets.readable) {
     yield* checkHeader(parts, target, heal, signal)
     yield* checkKeySlots(parts, target, heal, signal)
+    yield* checkRetention(parts, target, heal, signal)
     for await (const row of everySnapshot(parts.index)) {
       signal.throwIfAborted()
       if (!parts.spooledSnapshots.has(row.snapshotId)) yield* checkSnapshotCopy(parts, target, row, heal, signal)
@@ -30,8 +31,9 @@ function bad(target: Target, object: string, problem: string): MaintenanceEvent 
   return { type: 'problem', code: object.startsWith('snapshot') ? 'SNAPSHOT_CORRUPT' : 'REPOSITORY_CORRUPT',
     message: `The ${object} ${problem} on the target ${target.name}.`, target: target.name }
 }
-async function* replace(target: Target, object: string, key: ObjectKey, bytes: Buffer, from: string, signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> {
-  await target.change((store) => store.put(key, bytesBody(bytes), { signal, replace: true }))
+async function* replace(target: Target, object: string, key: ObjectKey, bytes: Buffer, from: string, signal: AbortSignal,
+  retainUntilMs?: number): AsyncGenerator<MaintenanceEvent, void, undefined> {
+  await target.change((store) => store.put(key, bytesBody(bytes), { signal, replace: true, ...(retainUntilMs && { retainUntilMs }) }))
   yield { type: 'healed', object, target: target.name, from }
 }
 
@@ -62,14 +64,21 @@ async function isWholeSlot(target: Target, slotId: string): Promise<boolean> {
   }
 }
 
+async function* checkRetention({ retention }: RepositoryParts, target: Target, heal: boolean, signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> {
+  const difference = await retention.differenceOn(target, signal)
+  if (difference === undefined) return
+  yield bad(target, 'retention settings', `are ${difference}`)
+  if (heal && await retention.syncTo(target, signal) > 0) yield { type: 'healed', object: 'the retention settings', target: target.name, from: 'the server' }
+}
+
 async function* checkSnapshotCopy(parts: RepositoryParts, target: Target, row: SnapshotRow, heal: boolean, signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> {
   const { keys, repositoryId, random } = parts
   const id = row.snapshotId
   const read = await target.use((store) => readSnapshotObject({ store, keys, repositoryId }, id))
   if (!(read instanceof RoostError)) return
   const isMissing = await target.use((store) => store.head(snapshotKey(id), { signal })) === undefined
-  yield { ...bad(target, `snapshot ${id}`, isMissing ? 'is missing' : 'is damaged'), snapshot: id } as MaintenanceEvent
-  if (heal) yield* replace(target, `snapshot ${id}`, snapshotKey(id), encodeSnapshotObject(row, repositoryId, keys, random), 'the index', signal)
+  yield { ...bad(target, `snapshot ${id}`, isMissing ? 'is missing' : 'is damaged'), snapshot: id, source: row.source, receivedAtMs: row.receivedAtMs } as MaintenanceEvent
+  if (heal) yield* replace(target, `snapshot ${id}`, snapshotKey(id), encodeSnapshotObject(row, repositoryId, keys, random), 'the index', signal, parts.retention.retainUntilMs())
 }
 
 async function readSmall(target: Target, key: ObjectKey, signal: AbortSignal): Promise<Buffer | undefined> {

@@ -1,70 +1,101 @@
-/** Verifies a repository while it serves: packs against the index, snapshots and their trees, and (a share of) all bytes, on every target.
+/** Verifies a repository while it serves: packs against the index on every target, (a share of) all bytes, every entry of the index, and snapshots with
+ *  their trees (docs/scrub.md).
  *
- *  Reports; with `heal` it then writes damaged and missing copies anew from whole ones, and says which. Unreachable is not damaged:
- *  STORE_UNAVAILABLE ends the check with a failure instead of a verdict.
+ *  Reports, and marks what is whole nowhere, so that clients bring it again; with `heal` it then writes damaged and missing copies anew from whole ones, and
+ *  says which. Unreachable is not damaged: STORE_UNAVAILABLE ends the check with a failure instead of a verdict.
  */
-import { hasCode, RoostError } from '../core/errors.js'
-import { hashChunk, streamingDigest } from '../core/hash.js'
-import { CHUNK_ID_BYTES, CHUNK_KINDS, ID_PROOF_BYTES, parseChunkId } from '../core/ids.js'
-import type { MaintenanceEvent } from '../core/messages.js'
-import type { NodeRefs } from '../core/node-format.js'
-import type { PackRow } from '../index/chunk-index.js'
+import { RoostError } from '../core/errors.js'
+import { parseChunkId } from '../core/ids.js'
+import type { CheckOptions, MaintenanceEvent } from '../core/messages.js'
+import { rateLimiter } from '../core/rate-limit.js'
+import type { PackRow, SnapshotRow } from '../index/chunk-index.js'
+import { checkEntries } from './care/check-entries.js'
+import { checkPack, type PackCheck, type Problem } from './care/check-pack.js'
+import { walkForDamage, type Lacking } from './care/damage-walk.js'
+import { readNode } from './care/snapshot-judge.js'
+import { packsToRead } from './care/scrub-order.js'
 import { everySnapshot } from './every-snapshot.js'
-import { packKey } from './layout.js'
-import { openBlock, PACK_HEADER_BYTES, packCorrupt } from './pack-format.js'
-import { isPackDamage, packSources, type PackSource } from './pack-sources.js'
-import { readPackSelf, type PackSelf } from './read-trailer.js'
 import { readSnapshot } from './read-snapshot.js'
-import type { CheckOptions } from './repository.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { parseRecord } from './snapshot-format.js'
 import { checkSmallObjects } from './check-small-objects.js'
 import { watchRun } from './targets/catch-up.js'
-import { isWholeOn } from './targets/copy-pack.js'
-import { PlaceSet, walkTree } from './verify-tree.js'
+import { PlaceSet } from './verify-tree.js'
 
-type Problem = MaintenanceEvent & { type: 'problem' }
 const PAGE = 500
+const CHUNKS_PER_LINE = 500
+const READ_ALL = 100
 
 export async function* checkRepository(parts: RepositoryParts, options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
-  const counts = { packs: 0, packsRead: 0, chunks: 0, snapshots: 0, nodes: 0, bytesRead: 0, healed: 0 }
-  const heal = options.heal === true
+  const counts = { packs: 0, packsRead: 0, chunks: 0, snapshots: 0, nodes: 0, bytesRead: 0, healed: 0, lost: 0 }
+  const { heal = false, mark = true } = options
   const hasSeveral = parts.targets.all.length > 1
-  /** Copies found bad and not healed; everything else that is wrong counts by itself. */
-  const badCopies = new Set<string>()
-  let problems = 0
-  const note = (event: MaintenanceEvent): MaintenanceEvent => {
+  const tally = new Tally(counts)
+  const limiter = options.bytesPerSecondMax === undefined ? undefined : rateLimiter(options.bytesPerSecondMax, parts.clock)
+  const check: PackCheck = { parts, counts, mark, limiter, signal }
+  for await (const event of checkPacks(check, options)) yield tally.note(event)
+  for (const entries = checkEntries(parts, mark, signal); ;) {
+    const step = await entries.next()
+    if (step.done === true) { tally.problems += step.value; break }
+    yield tally.note(step.value)
+  }
+  if (hasSeveral || heal) for await (const event of checkSmallObjects(parts, heal, signal)) yield tally.note(event)
+  if (heal) for await (const event of healPacks(parts, signal)) yield tally.note(event)
+  for await (const event of checkSnapshots(check)) yield tally.note(event)
+  await parts.index.flush()
+  yield { type: 'done', problems: tally.total, counts }
+}
+
+/** What is wrong at the end: copies found bad and healed again do not count. */
+class Tally {
+  readonly #badCopies = new Set<string>()
+  problems = 0
+  constructor(readonly counts: { healed: number }) {}
+  get total(): number { return this.problems + this.#badCopies.size }
+  note(event: MaintenanceEvent): MaintenanceEvent {
     if (event.type === 'problem') {
-      if (event.pack !== undefined && event.target !== undefined) badCopies.add(`pack ${event.pack}@${event.target}`)
-      else problems++
+      if (event.pack !== undefined && event.target !== undefined) this.#badCopies.add(`pack ${event.pack}@${event.target}`)
+      else this.problems++
     } else if (event.type === 'healed') {
-      counts.healed++
-      if (event.object.startsWith('pack')) badCopies.delete(`${event.object}@${event.target}`)
-      else problems--
+      this.counts.healed++
+      if (event.object.startsWith('pack')) this.#badCopies.delete(`${event.object}@${event.target}`)
+      else if (event.target !== 'index') this.problems--
     }
     return event
   }
-  const totals = await parts.index.totals()
-  for await (const row of allPacks(parts)) {
+}
+
+/** When all bytes are to be read, reading a pack is also its check; else every pack is looked at first. */
+async function* checkPacks(check: PackCheck, { readDataPercent, maxDurationMs }: CheckOptions): AsyncGenerator<MaintenanceEvent, void, undefined> {
+  const { parts, signal } = check
+  const counts = check.counts as PackCheck['counts'] & { packs: number; chunks: number }
+  const { packs, storedBytes } = await parts.index.totals()
+  const isFull = readDataPercent >= READ_ALL && maxDurationMs === undefined
+  const startedMs = parts.clock.monotonicMs()
+  const wrong = new Set<number>()
+  if (!isFull) for await (const row of allPacks(parts)) {
     signal.throwIfAborted()
     counts.packs++
     counts.chunks += row.entryCount
-    for (const problem of await checkPack(parts, row, sampled(row, options.readDataPercent), counts, signal)) yield note(problem)
-    if (counts.packs % 8 === 0 || counts.packs === totals.packs) yield { type: 'progress', phase: 'packs', done: counts.packs, total: totals.packs }
-  }
-  if (hasSeveral || heal) for await (const event of checkSmallObjects(parts, heal, signal)) yield note(event)
-  if (heal) for await (const event of healPacks(parts, signal)) yield note(event)
-  let seen = new PlaceSet()
-  for await (const { snapshotId } of everySnapshot(parts.index)) {
-    counts.snapshots++
-    const problem = await checkSnapshot(parts, snapshotId, seen, counts, signal)
-    if (problem !== undefined) {
-      seen = new PlaceSet() // what was seen below the damage must be walked again for the next snapshot that shares it
-      yield note(problem)
+    for await (const event of checkPack(check, row, false)) {
+      wrong.add(row.packNumber)
+      yield event
     }
-    yield { type: 'progress', phase: 'snapshots', done: counts.snapshots, total: totals.snapshots }
+    if (counts.packs % 8 === 0 || counts.packs === packs) yield { type: 'progress', phase: 'packs', done: counts.packs, total: Math.max(packs, counts.packs) }
   }
-  yield { type: 'done', problems: problems + badCopies.size, counts }
+  const totalBytes = Math.ceil(storedBytes * Math.min(readDataPercent, READ_ALL) / READ_ALL)
+  let doneBytes = 0
+  for await (const row of packsToRead(parts.index, readDataPercent, storedBytes)) {
+    signal.throwIfAborted()
+    if (maxDurationMs !== undefined && parts.clock.monotonicMs() - startedMs >= maxDurationMs) break
+    if (isFull) {
+      counts.packs++
+      counts.chunks += row.entryCount
+    }
+    if (!wrong.has(row.packNumber)) yield* checkPack(check, row, true)
+    doneBytes += row.storedBytes
+    yield { type: 'progress', phase: 'data', done: doneBytes, total: Math.max(doneBytes, totalBytes) }
+  }
 }
 
 /** Copies that the check found bad are not in the index any more: catching up brings them back. Packs that were merely behind come too, and
@@ -85,145 +116,55 @@ async function* allPacks(parts: RepositoryParts): AsyncIterable<PackRow> {
     after = rows.at(-1)!.packNumber
   }
 }
-/** A stable share of packs: by the first bits of their (uniform) ids. */
-const sampled = (row: PackRow, percent: number): boolean => percent >= 100 || parseInt(row.packId.slice(0, 8), 16) % 10_000 < percent * 100
 
-/** Every place that should hold the pack is asked. The first whole copy is held against the index, chunk by chunk when its bytes are read;
- *  other copies must have the same bytes. A copy that is missing or damaged is forgotten by the index, so that it is written anew. */
-async function checkPack(parts: RepositoryParts, row: PackRow, readData: boolean, counts: { packsRead: number; bytesRead: number },
-  signal: AbortSignal): Promise<Problem[]> {
-  const problems: Problem[] = []
-  const places = placesOf(parts, row)
-  let isCompared = false
-  for (const source of places) {
-    const note = (error: RoostError, chunk?: string): void => {
-      problems.push({ type: 'problem', code: error.code, message: error.message, pack: row.packId, ...(chunk === undefined ? {} : { chunk }),
-        ...(parts.targets.all.length > 1 && source.target !== undefined ? { target: source.target.name } : {}) })
-    }
-    const before = problems.length
-    try {
-      await requireLength(row, source, signal)
-      // Chunks are opened once: further copies need only have the same bytes.
-      await checkAgainstIndex(parts, row, source, readData && !isCompared, note, signal)
-      if (readData && isCompared && source.target !== undefined && !await isWholeOn(source.target, row, signal)) throw packCorrupt('its bytes do not match its name', 0)
-      if (readData) {
-        counts.packsRead++
-        counts.bytesRead += row.storedBytes
-      }
-    } catch (error) {
-      if (!isPackDamage(error) && !hasCode(error, 'INDEX_CORRUPT')) throw error
-      // It left the spool for its targets in this moment: ask those.
-      const now = source.target === undefined && hasCode(error, 'CHUNK_MISSING') ? await parts.index.getPack(row.packNumber) : undefined
-      if (now !== undefined && now.heldBy !== row.heldBy) return await checkPack(parts, now, readData, counts, signal)
-      note(error)
-    }
-    // A pack that does not say what the index says may be another one in its place.
-    if (problems.length > before && source.target !== undefined && problems.slice(before).every(({ code }) => code === 'INDEX_CORRUPT') && !await isWholeOn(source.target, row, signal)) {
-      problems.length = before
-      note(packCorrupt('its bytes do not match its name', 0))
-    }
-    const isDamaged = problems.slice(before).some(({ code }) => code !== 'INDEX_CORRUPT')
-    if (!isDamaged) isCompared = true
-    else if (source.target !== undefined && parts.targets.all.length > 1) {
-      await parts.targets.place(row.packNumber, { remove: source.target.bit })
-      source.target.damagedPacks++
-    }
+/** Every snapshot's record and tree. One that lacks nothing is whole as far as is known; when all are, nothing needs what is damaged. */
+async function* checkSnapshots(check: PackCheck): AsyncGenerator<MaintenanceEvent, void, undefined> {
+  const { parts, mark } = check
+  const { index } = parts
+  const counts = check.counts as PackCheck['counts'] & { snapshots: number; nodes: number }
+  const { snapshots: total } = await index.totals()
+  const start = await index.damageState()
+  const whole = new PlaceSet()
+  let areAllWhole = true
+  for await (const row of everySnapshot(index)) {
+    const { snapshotId, source, receivedAtMs } = row
+    counts.snapshots++
+    const problemOf = (error: RoostError): Problem => ({ type: 'problem', code: error.code, message: error.message, snapshot: snapshotId, source, receivedAtMs })
+    const { generation } = await index.damageState()
+    const signed = await readSnapshot(parts, snapshotId)
+    const lacking = await lackingOf(check, row, whole, counts)
+    if (await index.getSnapshot(snapshotId) === undefined) continue // deleted meanwhile: nobody promises its chunks any more
+    if (signed instanceof RoostError && !parts.spooledSnapshots.has(snapshotId)) yield problemOf(signed)
+    if (lacking instanceof RoostError) {
+      areAllWhole = false
+      yield problemOf(lacking)
+    } else if (lacking.count > 0) {
+      areAllWhole = false
+      if (mark) check.counts.lost += await index.markDamaged(0, Buffer.concat(lacking.ids))
+      yield problemOf(new RoostError('CHUNK_MISSING', `A snapshot lacks ${lacking.count} of the chunks that it needs: they are damaged or missing.`))
+      for (let at = 0; at < lacking.ids.length; at += CHUNKS_PER_LINE)
+        yield { type: 'lacking', snapshot: snapshotId, chunks: lacking.ids.slice(at, at + CHUNKS_PER_LINE).map((id) => id.toString('hex')) }
+    } else if (start.chunks > 0) await index.noteWhole(snapshotId, generation)
+    yield { type: 'progress', phase: 'snapshots', done: counts.snapshots, total: Math.max(total, counts.snapshots) }
   }
-  return problems
-}
-/** Where it should be; when that is nowhere, wherever it might be. */
-function placesOf(parts: RepositoryParts, row: PackRow): PackSource[] {
-  const sources = packSources(row, parts)
-  const known = sources.filter(({ target }) => target === undefined || (row.heldBy & target.bit) !== 0)
-  return known.length > 0 ? known : sources
-}
-async function requireLength(row: PackRow, { target }: PackSource, signal: AbortSignal): Promise<void> {
-  if (target === undefined) return
-  const facts = await target.use((store) => store.head(packKey(row.packId), { signal }))
-  if (facts === undefined) throw new RoostError('CHUNK_MISSING', 'A pack that the index names is not on its target.', { pack: row.packId })
-  if (facts.bytes !== row.storedBytes) throw packCorrupt(`it has ${facts.bytes} bytes instead of ${row.storedBytes}`, 0)
-}
-async function checkAgainstIndex(parts: RepositoryParts, row: PackRow, source: PackSource, readData: boolean,
-  note: (error: RoostError, chunk?: string) => void, signal: AbortSignal): Promise<void> {
-  const self = await readPackSelf(row.storedBytes, (range) => source.read(range, signal), parts.keys.packKey, parts.repositoryId)
-  await compareWithIndex(parts, row, self, note)
-  if (readData) await readWholePack(parts, row, source, self, note, signal)
-}
-/** Every entry must be found in the index: here, or in another pack that brought the same chunk first. */
-async function compareWithIndex(parts: RepositoryParts, row: PackRow, self: PackSelf, note: (error: RoostError, chunk?: string) => void): Promise<void> {
-  const { entries } = self.trailer
-  if (entries.count !== row.entryCount || self.header.kind !== row.kind)
-    throw new RoostError('INDEX_CORRUPT', 'The index and a pack disagree about what the pack holds; run `roost rebuild`.', { pack: row.packId })
-  const ids = Buffer.allocUnsafe(entries.count * CHUNK_ID_BYTES)
-  for (let i = 0; i < entries.count; i++) entries.idProofs.copy(ids, i * CHUNK_ID_BYTES, i * ID_PROOF_BYTES, i * ID_PROOF_BYTES + CHUNK_ID_BYTES)
-  const found = await parts.index.locate(ids)
-  for (let i = 0; i < entries.count; i++) {
-    const here = found.packNumbers[i] === row.packNumber
-    const agrees = found.packNumbers[i] !== 0 && found.rawBytes[i] === entries.rawBytes[i] && (!here || (found.entryNumbers[i] === i &&
-      found.blockOffsets[i] === entries.blockOffsets[i] && found.blockStoredBytes[i] === entries.blockStoredBytes[i] &&
-      found.offsetsInBlock[i] === entries.offsetsInBlock[i]))
-    if (!agrees)
-      note(new RoostError('INDEX_CORRUPT', 'The index and a pack disagree about a chunk; run `roost rebuild`.'), ids.toString('hex', i * CHUNK_ID_BYTES, (i + 1) * CHUNK_ID_BYTES))
-  }
+  if (mark && areAllWhole && start.chunks > 0) await index.forgetDamage(start.generation)
 }
 
-/** Streams the pack once: its name from all bytes, every block opened, every id and proof recomputed. */
-async function readWholePack(parts: RepositoryParts, row: PackRow, source: PackSource, self: PackSelf, note: (error: RoostError, chunk?: string) => void, signal: AbortSignal): Promise<void> {
-  const digest = streamingDigest()
-  digest.update(self.secret.header)
-  const { blocks, entries } = self.trailer
-  let offset = PACK_HEADER_BYTES, entry = 0
-  for (const block of blocks) {
-    const sealed = await source.read({ offset, bytes: block.storedBytes }, signal)
-    digest.update(sealed)
-    const first = entry
-    entry += block.entryCount
-    try {
-      const plain = openBlock(self.secret, offset, sealed)
-      for (let i = first; i < entry; i++) {
-        const bytes = plain.subarray(entries.offsetsInBlock[i], entries.offsetsInBlock[i]! + entries.rawBytes[i]!)
-        const idProof = entries.idProofs.subarray(i * ID_PROOF_BYTES, (i + 1) * ID_PROOF_BYTES)
-        if (!hashChunk(parts.keys.dedupKey, bytes, row.kind).equals(idProof))
-          note(new RoostError('CHUNK_CORRUPT', 'A chunk does not match its id and proof.'), idProof.toString('hex', 0, CHUNK_ID_BYTES))
-      }
-    } catch (error) {
-      if (!hasCode(error, 'PACK_CORRUPT')) throw error
-      note(error)
-    }
-    offset += block.storedBytes
-  }
-  digest.update(await source.read({ offset, bytes: row.storedBytes - offset }, signal))
-  if (digest.hex() !== row.packId) note(packCorrupt('its bytes do not match its name', 0))
-}
-
-async function checkSnapshot(parts: RepositoryParts, snapshotId: Parameters<typeof readSnapshot>[1], seen: PlaceSet, counts: { nodes: number },
-  signal: AbortSignal): Promise<Problem | undefined> {
-  const problemOf = (error: RoostError): Problem => ({ type: 'problem', code: error.code, message: error.message, snapshot: snapshotId })
-  const signed = await readSnapshot(parts, snapshotId)
-  if (signed instanceof RoostError) return problemOf(signed)
-  const missing = (id: Buffer): RoostError =>
-    new RoostError('CHUNK_MISSING', 'A chunk that a snapshot needs is missing or damaged.', { chunk: id.toString('hex') })
-  const visit = async (refs: NodeRefs): Promise<Buffer> => {
-    counts.nodes++
-    const found = await parts.index.locate(refs.ids())
-    const nodes: Buffer[] = []
-    for (let i = 0; i < refs.count; i++) {
-      if (found.packNumbers[i] === 0 || found.kinds[i] !== refs.kind(i)) throw missing(refs.id(i))
-      if (refs.kind(i) === CHUNK_KINDS.node) nodes.push(refs.id(i))
-    }
-    return Buffer.concat(nodes)
+async function lackingOf({ parts, mark, signal }: PackCheck, row: SnapshotRow, whole: PlaceSet, counts: { nodes: number }): Promise<Lacking | RoostError> {
+  const { index, reader, mender } = parts
+  const read = async (id: Buffer): Promise<Buffer | undefined> => {
+    const bytes = await readNode(reader, id, signal)
+    if (bytes !== undefined || !mark) return bytes
+    // It is marked before the snapshot is judged; or its pack moved, and it is there after all.
+    const { packNumbers } = await index.locate(id)
+    if (packNumbers[0] === 0) return undefined
+    await mender.mend(packNumbers[0] as PackRow['packNumber'], signal)
+    return (await index.locate(id)).packNumbers[0] === 0 ? undefined : await readNode(reader, id, signal)
   }
   try {
-    const root = parseChunkId(parseRecord(signed).root)
-    if ((await parts.index.locate(root)).packNumbers[0] === 0) throw missing(root)
-    await walkTree({ index: parts.index, seen, signal, visit, readNode: async (id) => {
-      const bytes = await parts.reader.readChunk(id, signal)
-      if (bytes === undefined) throw missing(id)
-      return bytes
-    } }, root)
-    return undefined
+    return await walkForDamage({ index, whole, readNode: read, onNode: () => { counts.nodes++ }, signal }, parseChunkId(parseRecord(row).root))
   } catch (error) {
-    if (!(error instanceof RoostError) || error.code === 'STORE_UNAVAILABLE') throw error
-    return problemOf(error)
+    if (!(error instanceof RoostError) || error.code === 'STORE_UNAVAILABLE' || error.code === 'STORE_REFUSED') throw error
+    return error
   }
 }

@@ -1,10 +1,11 @@
 /** The commit: from here on a snapshot is promised. Steps W1–W6 of docs/durability.md, in this order. */
 import { hasCode, isAbort, RoostError } from '../core/errors.js'
-import { CHUNK_KINDS, parseChunkId, type SessionId, type SnapshotId } from '../core/ids.js'
+import { CHUNK_KINDS, parseChunkId, type PackNumber, type SessionId, type SnapshotId } from '../core/ids.js'
 import type { CommitReply, CommitRequest, SnapshotRecord } from '../core/messages.js'
 import { NODE_REF_BYTES, type NodeRefs } from '../core/node-format.js'
 import { REF_STATES, type SessionRow, type SnapshotRow } from '../index/chunk-index.js'
 import { bytesBody } from '../store/bytes-body.js'
+import { lackingOf, readNode } from './care/snapshot-judge.js'
 import { snapshotKey, tombstoneKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
 import type { Sessions } from './sessions.js'
@@ -26,8 +27,11 @@ export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions,
   const session = await sessions.requirePush(sessionId)
   await parts.intake.flush() // W1 packs durable in the spool, W2 index entries durable
   const areStored = await waitForTargets(parts, signal) // W3 packs on enough targets
+  const { generation, chunks: damagedChunks } = await parts.index.damageState()
   await verifyPushedTree(parts, sessionId, request.root, signal) // W4
-  const signed = signRecord(recordOf(parts, session, request), parts.keys)
+  if (sessions.mayHaveLost(session, generation)) await verifyWholeTree(parts, request.root, signal)
+  const receivedAtMs = await parts.retention.time.stamp() // locks must be able to tell how long ago this was
+  const signed = signRecord(recordOf(parts, session, request, receivedAtMs), parts.keys)
   const object = encodeSnapshotObject(signed, parts.repositoryId, parts.keys, parts.random)
   const isPut = areStored && await putOnTargets(parts, signed.snapshotId, object, signal) // W5
   if (!isPut) await parts.spooledSnapshots.add(signed.snapshotId, object) // W5 in the spool: it follows its packs by itself
@@ -35,6 +39,8 @@ export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions,
     if (hasCode(error, 'SESSION_LOST')) await withdraw(parts, signed.snapshotId)
     throw error
   })
+  sessions.forget(sessionId)
+  if (damagedChunks > 0) await parts.index.noteWhole(row.snapshotId, generation)
   if (isPut) return { snapshot: toWireSnapshot(row), alreadyCommitted: false }
   parts.spooledSnapshots.wake()
   // The deadline has passed already: who asks again waits again.
@@ -72,8 +78,9 @@ async function waitForTargets(parts: RepositoryParts, signal: AbortSignal): Prom
   }
 }
 async function putOnTargets(parts: RepositoryParts, id: SnapshotId, object: Buffer, signal: AbortSignal): Promise<boolean> {
+  const retainUntilMs = parts.retention.retainUntilMs()
   try {
-    await parts.store.put(snapshotKey(id), bytesBody(object), { signal })
+    await parts.store.put(snapshotKey(id), bytesBody(object), { signal, ...(retainUntilMs && { retainUntilMs }) })
     return true
   } catch (error) {
     // It may have landed, here and there: the same bytes follow from the spool.
@@ -101,10 +108,18 @@ async function verifyPushedTree(parts: RepositoryParts, sessionId: SessionId, ro
   if ((await visit(rootRef)).byteLength === 0) return // the whole tree is the parent's
   await walkTree({ index: parts.index, seen: new PlaceSet(), signal, visit: (refs: NodeRefs) => visit(refs.packed),
     readNode: async (id) => {
-      const bytes = await parts.reader.readChunk(id, signal)
-      if (bytes === undefined) throw incomplete(Buffer.concat([Buffer.from([CHUNK_KINDS.node]), id]), REF_STATES.missing)
-      return bytes
+      const bytes = await readNode(parts.reader, id, signal)
+      if (bytes !== undefined) return bytes
+      // Marked before the client asks again, or it would be told "present" once more.
+      const { packNumbers } = await parts.index.locate(id)
+      if (packNumbers[0] !== 0) await parts.mender.mend(packNumbers[0] as PackNumber, signal)
+      throw incomplete(Buffer.concat([Buffer.from([CHUNK_KINDS.node]), id]), REF_STATES.missing)
     } }, rootId)
+}
+/** Chunks were lost after the session got its parent: what it inherited may lack them now. Its client has them, if it is told. */
+async function verifyWholeTree(parts: RepositoryParts, root: string, signal: AbortSignal): Promise<void> {
+  const { ids } = await lackingOf(parts, root, signal)
+  if (ids.length > 0) throw incomplete(Buffer.concat([Buffer.from([CHUNK_KINDS.data]), ids[0]!]), REF_STATES.missing)
 }
 function incomplete(ref: Buffer, state: number): RoostError {
   const why = state === REF_STATES.missing ? 'is not in the repository' : state === REF_STATES.wrongKind ? 'is of another kind' : 'was not shown by this session'
@@ -112,9 +127,9 @@ function incomplete(ref: Buffer, state: number): RoostError {
     { chunk: ref.subarray(1).toString('hex') })
 }
 
-function recordOf(parts: RepositoryParts, session: SessionRow, request: CommitRequest): SnapshotRecord {
+function recordOf(parts: RepositoryParts, session: SessionRow, request: CommitRequest, receivedAtMs: number): SnapshotRecord {
   return { format: 1, repositoryId: parts.repositoryId, source: session.source, mode: session.mode as SnapshotRecord['mode'], parent: session.snapshot,
-    receivedAtMs: parts.clock.now(), sessionId: session.sessionId, root: request.root, host: request.host, user: request.user, paths: request.paths,
+    receivedAtMs, sessionId: session.sessionId, root: request.root, host: request.host, user: request.user, paths: request.paths,
     tags: request.tags, startedAtMs: request.startedAtMs, statistics: request.statistics,
     ...(request.description === undefined ? {} : { description: request.description }) }
 }

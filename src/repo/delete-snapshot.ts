@@ -3,18 +3,28 @@
  */
 import { isAbort } from '../core/errors.js'
 import { parseChunkId, type SnapshotId } from '../core/ids.js'
+import type { SnapshotRow } from '../index/chunk-index.js'
 import { bytesBody } from '../store/bytes-body.js'
 import { snapshotKey, tombstoneKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
+import { Holds, requireDeletable } from './retention/locks.js'
 import { unknownSnapshot } from './sessions.js'
 import { parseRecord } from './snapshot-format.js'
 
-/** A target that cannot be asked now hears of it later, by a tombstone on the others: nothing that was deleted comes back with it.
- *  @throws {RoostError} SNAPSHOT_UNKNOWN; what the targets throw when none of them took the deletion */
-export async function deleteSnapshot(parts: RepositoryParts, id: SnapshotId): Promise<void> {
-  const { index, targets, spooledSnapshots } = parts
-  const row = await index.getSnapshot(id)
-  if (row === undefined) throw unknownSnapshot(id)
+/** Refused for what is protected or locked, whoever asks. A target that cannot be asked now hears of it later, by a tombstone on the others: nothing
+ *  that was deleted comes back with it.
+ *  @throws {RoostError} SNAPSHOT_UNKNOWN; SNAPSHOT_PROTECTED; RETENTION_LOCKED; what the targets throw when none of them took the deletion */
+export function deleteSnapshot(parts: RepositoryParts, id: SnapshotId): Promise<void> {
+  const { index, retention } = parts
+  return retention.exclusively(async (settings) => {
+    const row = await index.getSnapshot(id)
+    if (row === undefined) throw unknownSnapshot(id)
+    requireDeletable(await Holds.of(settings, retention.time), row)
+    await deleteEverywhere(parts, row)
+  })
+}
+async function deleteEverywhere({ index, targets, spooledSnapshots }: RepositoryParts, row: SnapshotRow): Promise<void> {
+  const id = row.snapshotId
   const wasInSpool = spooledSnapshots.has(id)
   await spooledSnapshots.drop(id)
   let failure: unknown

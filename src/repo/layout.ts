@@ -3,6 +3,8 @@ import { parsePackId, parseSnapshotId, type PackId, type SnapshotId } from '../c
 import type { ObjectKey } from '../store/object-store.js'
 
 export const HEADER_KEY: ObjectKey = 'roost.json'
+/** Policies, protected and locked snapshots, the retention lock. */
+export const RETENTION_KEY: ObjectKey = 'retention.json'
 export const PACK_PREFIX = 'packs/'
 export const SNAPSHOT_PREFIX = 'snapshots/'
 export const KEY_SLOT_PREFIX = 'keys/'

@@ -4,9 +4,9 @@ import { parseSnapshotId, type SessionId, type SnapshotId } from '../core/ids.js
 import { Mutex } from '../core/concurrency.js'
 import { RoostError } from '../core/errors.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CollectOptions, CommitReply,
-  CommitRequest, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo,
-  RepositoryStats, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CheckOptions, CollectOptions, CommitReply, CommitRequest, ForgetRequest,
+  KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo,
+  SetPolicyRequest, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
 } from '../core/messages.js'
 import type { SessionRow, SnapshotRow } from '../index/chunk-index.js'
 import { checkRepository } from './check.js'
@@ -20,7 +20,9 @@ import { addKeySlot, listKeySlots, removeKeySlot, rotateKeyfile } from './manage
 import { ChunkPutter } from './put-chunks.js'
 import { readChunks } from './read-chunks.js'
 import { rebuildIndex } from './rebuild.js'
-import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from './repository.js'
+import type { FrameBody, Repository, SnapshotQuery } from './repository.js'
+import { applyRetention } from './retention/apply.js'
+import { lockSnapshot, protectSnapshot, retentionInfo, setPolicy } from './retention/manage-retention.js'
 import { infoOf, type RepositoryParts } from './repository-parts.js'
 import { rebuildNeeded, Sessions, unknownSnapshot, type SessionCaller } from './sessions.js'
 import { toWireSnapshot } from './snapshot-format.js'
@@ -105,29 +107,46 @@ export class LocalRepository implements Repository {
       const step = await this.#parts.index.listSnapshots({ limit: asked, ...(at === undefined ? {} : { before: at }),
         ...(source === undefined ? {} : { source }), ...(tag === undefined ? {} : { tag }) })
       rows.push(...step)
-      if (step.length < asked) return { snapshots: rows.map((row) => this.#wire(row)), next: null }
+      if (step.length < asked) return { snapshots: await this.#wire(rows), next: null }
       bytes += step.reduce((sum, row) => sum + row.record.byteLength, 0)
       at = step.at(-1)!.sequence
     }
-    return { snapshots: rows.map((row) => this.#wire(row)), next: String(rows.at(-1)!.sequence) }
+    return { snapshots: await this.#wire(rows), next: String(rows.at(-1)!.sequence) }
   }
   async getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot> {
     this.#requireComplete()
     const row = await this.#parts.index.getSnapshot(parseSnapshotId(snapshotId))
     if (row === undefined) throw unknownSnapshot(snapshotId)
-    return this.#wire(row)
+    return (await this.#wire([row]))[0]!
   }
-  #wire(row: SnapshotRow): SignedSnapshot {
-    return this.#parts.spooledSnapshots.has(row.snapshotId) ? { ...toWireSnapshot(row), inSpool: true } : toWireSnapshot(row)
+  async #wire(rows: readonly SnapshotRow[]): Promise<SignedSnapshot[]> {
+    const { spooledSnapshots, retention } = this.#parts
+    const holds = await retention.holds()
+    return rows.map((row) => {
+      const lockedUntilMs = holds?.lockedUntilMs(row)
+      return { ...toWireSnapshot(row), ...(spooledSnapshots.has(row.snapshotId) && { inSpool: true as const }),
+        ...(holds?.isProtected(row.snapshotId) === true && { protected: true as const }), ...(lockedUntilMs !== undefined && { lockedUntilMs }) }
+    })
   }
   deleteSnapshot(snapshotId: SnapshotId): Promise<void> {
     this.#requireComplete()
     return deleteSnapshot(this.#parts, snapshotId)
   }
+  retention(): Promise<RetentionInfo> { return retentionInfo(this.#parts) }
+  setPolicy(request: SetPolicyRequest): Promise<RetentionInfo> { return setPolicy(this.#parts, request) }
+  forget(request: ForgetRequest, signal: AbortSignal): AsyncIterable<MaintenanceEvent> { return applyRetention(this.#parts, request, signal) }
+  async protectSnapshot(snapshotId: SnapshotId, isProtected: boolean): Promise<void> {
+    this.#requireComplete()
+    await protectSnapshot(this.#parts, snapshotId, isProtected)
+  }
+  async lockSnapshot(snapshotId: SnapshotId, request: LockSnapshotRequest): Promise<void> {
+    this.#requireComplete()
+    await lockSnapshot(this.#parts, snapshotId, request)
+  }
   async stats(): Promise<RepositoryStats> {
     const totals = await this.#parts.index.totals()
-    const { snapshots, packs, chunks, dataChunks, nodeChunks, rawBytes, storedBytes, spooledPacks, spooledBytes, sessionsOpen } = totals
-    return { snapshots, packs, chunks, dataChunks, nodeChunks, rawBytes, storedBytes, spoolPacks: spooledPacks, spoolBytes: spooledBytes, sessionsOpen }
+    const { snapshots, packs, chunks, dataChunks, nodeChunks, damagedChunks, rawBytes, storedBytes, spooledPacks, spooledBytes, sessionsOpen } = totals
+    return { snapshots, packs, chunks, dataChunks, nodeChunks, damagedChunks, rawBytes, storedBytes, spoolPacks: spooledPacks, spoolBytes: spooledBytes, sessionsOpen }
   }
   async *check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
     this.#requireComplete()
@@ -186,9 +205,11 @@ export class LocalRepository implements Repository {
     return this.#closed ??= this.#close()
   }
   async #close(): Promise<void> {
-    const { intake, uploads, catchUp, doomed, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending } = this.#parts
+    const { intake, uploads, catchUp, doomed, mender, judge, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending, retention } = this.#parts
     this.#stop.abort(new DOMException('the repository is closing', 'AbortError'))
     await this.#exclusive?.step
+    await mender.close()
+    await judge.close()
     await intake.flush()
     // What the targets do not take in time stays in the spool; the next start uploads it.
     const isHopeless = targets.active.every(({ takesPacks }) => !takesPacks)
@@ -198,6 +219,7 @@ export class LocalRepository implements Repository {
     await doomed.close()
     await uploads.close()
     pool.forget(repositoryId)
+    await retention.close()
     await index.close(pending.recovery === undefined)
     await store.close()
   }

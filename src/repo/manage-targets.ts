@@ -7,6 +7,7 @@ import type { ObjectStore } from '../store/object-store.js'
 import { HEADER_KEY, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
 import { readRepositoryHeader } from './repository-header.js'
 import type { RepositoryParts } from './repository-parts.js'
+import { setRetentionLock } from './retention/manage-retention.js'
 import { CatchUpRun, watchRun } from './targets/catch-up.js'
 import { freeSlot, isWritePolicy, requireMeetable, TARGET_NAME, type TargetConfig, type TargetList } from './targets/target-list.js'
 import type { Target } from './targets/target.js'
@@ -112,7 +113,7 @@ export async function* drainTarget(parts: RepositoryParts, name: string, signal:
   yield* watchRun(run, 'drain', signal)
 }
 
-/** @throws {RoostError} TARGET_NEEDED; REQUEST_MALFORMED */
+/** @throws {RoostError} TARGET_NEEDED; REQUEST_MALFORMED; RETENTION_LOCKED when the lock would be shorter */
 export async function changeRepository(parts: RepositoryParts, request: ChangeRepositoryRequest): Promise<void> {
   const { list } = parts.targets
   if (request.writePolicy !== undefined && !isWritePolicy(request.writePolicy))
@@ -120,7 +121,8 @@ export async function changeRepository(parts: RepositoryParts, request: ChangeRe
   const next = { ...list, ...(request.writePolicy === undefined ? {} : { writePolicy: request.writePolicy }),
     ...(request.durability === undefined ? {} : { durability: request.durability }) }
   requireMeetable(next)
-  await apply(parts, next)
+  if (request.retentionLockMs !== undefined) await setRetentionLock(parts, request.retentionLockMs)
+  if (request.writePolicy !== undefined || request.durability !== undefined) await apply(parts, next)
 }
 
 async function apply(parts: RepositoryParts, list: TargetList): Promise<void> {

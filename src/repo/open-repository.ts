@@ -21,6 +21,8 @@ import { addKeyfileSlot, KEYFILE_BYTES, openSlot, readKeyfile, unlockMasterKey, 
 import { openKnown, rememberHeader } from './known-header.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
 import { LocalRepository, type Collector } from './local-repository.js'
+import { PackMender } from './care/pack-mender.js'
+import { SnapshotJudge } from './care/snapshot-judge.js'
 import { DoomedPacks } from './doomed-packs.js'
 import { PackClaims } from './pack-claims.js'
 import { PackIntake } from './pack-intake.js'
@@ -30,6 +32,7 @@ import { recoverRepository } from './recover.js'
 import { CHUNKER_DEFAULTS, isChunker, readRepositoryHeader, targetTaken, verifyRepositoryHeader, writeRepositoryHeader, type RepositoryHeader } from './repository-header.js'
 import { createMasterKey, deriveRepositoryKeys } from './repository-keys.js'
 import type { RepositoryEvent, RepositoryParts } from './repository-parts.js'
+import { LOCAL_SETTINGS, Retention } from './retention/retention.js'
 import type { SealPool } from './seal-pool.js'
 import { encodeSnapshotObject } from './snapshot-format.js'
 import { SpooledSnapshots } from './spooled-snapshots.js'
@@ -134,6 +137,7 @@ export async function attachRepository(directory: string, request: AttachReposit
     await addKeyfileSlot(store, masterKey, keyfile, { label: 'server keyfile', clock: deps.clock, random: deps.random })
     // An index of before knows other packs, or another repository's: `rebuild` starts from nothing.
     await setIndexAside(directory)
+    await rm(join(directory, LOCAL_SETTINGS), { force: true }) // the target has the newest
     await writeConfig(directory, { format: 2, name: request.name, repositoryId: header.repositoryId, ...singleTarget(request.target) }, deps)
   } finally {
     await store.close()
@@ -156,6 +160,8 @@ export async function openRepository(directory: string, deps: OpenRepositoryDeps
     isRecovered = true
     return new LocalRepository(parts, unlocked.masterKey, join(directory, KEYFILE_NAME), ({ url, slot }) => openTarget(directory, url, true, slot, deps), deps.collector)
   } catch (error) {
+    await parts?.mender.close()
+    await parts?.judge.close()
     await parts?.uploads.close()
     await parts?.spooledSnapshots.close()
     await parts?.catchUp.close()
@@ -205,13 +211,15 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
   await targets.countHoldings(index)
   const report = (event: RepositoryEvent): void => { deps.report(config.name, event) }
   const onDamage = (error: RoostError, pack: PackRow): void => { report({ type: 'damage', error, pack: pack.packId }) }
-  const uploads = new PackUploads({ targets, effects, clock, spoolBytesMax, onDamage })
-  const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store })
+  const retention = await Retention.open({ directory, retentionKey: keys.retentionKey, repositoryId, targets, store, clock, effects })
+  const retainUntilMs = (): number | undefined => retention.retainUntilMs()
+  const uploads = new PackUploads({ targets, effects, clock, spoolBytesMax, onDamage, retainUntilMs })
+  const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store, retainUntilMs })
   const claims = new PackClaims()
   const doomed = new DoomedPacks({ index, targets, report: (error, pack) => { report({ type: 'deletion-refused', error, pack }) } })
-  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, report: onDamage,
+  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, retention, report: onDamage,
     isUploading: (row) => uploads.isWaiting(row.packNumber),
-    copying: { targets, claims, index, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
+    copying: { targets, claims, index, retainUntilMs, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
     snapshotObject: async (id) => {
       const row = spooledSnapshots.has(id) ? undefined : await index.getSnapshot(id)
       return row === undefined ? undefined : encodeSnapshotObject(row, repositoryId, keys, random)
@@ -228,12 +236,17 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
     onLost: (error) => { report({ type: 'pack-lost', error }) } })
   pool.open({ repositoryId, dedupKey: keys.dedupKey, packKey: keys.packKey, spoolDirectory, zstdLevel: deps.zstdLevel },
     { onSealed: (pack) => { intake.onSealed(pack) }, onLost: (number, error) => { intake.onLost(number, error) } })
-  const reader = new PackReader({ index, targets, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey, report: onDamage,
+  /** Who reads tells it of damage, and it reads. */
+  const care: { mender: PackMender | undefined } = { mender: undefined }
+  const reader = new PackReader({ index, targets, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey,
+    report: (error, row) => { onDamage(error, row); care.mender?.request(row.packNumber) },
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
-  return { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
-    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims,
-    doomed, spooledSnapshots, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
+  const parts: Omit<RepositoryParts, 'mender'> = { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
+    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims, judge: new SnapshotJudge({ index, reader }),
+    doomed, spooledSnapshots, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
+  const mender = care.mender = new PackMender(parts)
+  return { ...parts, mender }
 }
 
 /** A read found copies that are missing or damaged, and a whole one: the index forgets the bad ones, which makes the catch-up write them anew. */

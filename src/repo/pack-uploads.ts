@@ -37,6 +37,8 @@ export interface PackUploadsDeps {
   readonly clock: Clock
   /** Past half of it, lanes that are behind give way: their packs are caught up from other targets. */
   readonly spoolBytesMax: number
+  /** Until when a target that can is to let nobody delete what is written now. */
+  retainUntilMs(): number | undefined
   /** A spool file is not what was sealed. */
   onDamage(error: RoostError, pack: PackRow): void
 }
@@ -145,13 +147,15 @@ export class PackUploads {
   async #put(target: Target, row: PackRow, file: string): Promise<void> {
     const { signal } = this.#stop
     const body = spoolBody(row, file, target.limiter, signal)
+    const retainUntilMs = this.deps.retainUntilMs()
+    const options = { signal, ...(retainUntilMs && { retainUntilMs }) }
     try {
-      await target.change((store) => store.put(packKey(row.packId), body, { signal }))
+      await target.change((store) => store.put(packKey(row.packId), body, options))
     } catch (error) {
       // Something else is under this name, which stands for these bytes alone: what a broken upload or a fault of the target left.
       if (!hasCode(error, 'STORE_REFUSED') || isTargetFailure(error)) throw error
       if (await isWholeOn(target, row, signal)) return
-      await target.change((store) => store.put(packKey(row.packId), body, { signal, replace: true }))
+      await target.change((store) => store.put(packKey(row.packId), body, { ...options, replace: true }))
     }
   }
 

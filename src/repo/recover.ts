@@ -187,7 +187,8 @@ async function reconcileSnapshots(parts: RepositoryParts, counts: Counts): Promi
   }
   for await (const row of everySnapshot(index)) {
     if (parts.spooledSnapshots.has(row.snapshotId) || await store.head(snapshotKey(row.snapshotId)) !== undefined) continue
-    await store.put(snapshotKey(row.snapshotId), bytesBody(encodeSnapshotObject(row, repositoryId, keys, random)))
+    const retainUntilMs = parts.retention.retainUntilMs()
+    await store.put(snapshotKey(row.snapshotId), bytesBody(encodeSnapshotObject(row, repositoryId, keys, random)), { ...(retainUntilMs && { retainUntilMs }) })
     counts.snapshotsRewritten++
   }
 }

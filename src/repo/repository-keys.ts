@@ -18,6 +18,8 @@ export interface RepositoryKeys {
   readonly snapshotKey: Buffer
   /** Ed25519: signs snapshots. */
   readonly signing: KeyPair
+  /** Authenticates what is kept of policies, protections and locks. */
+  readonly retentionKey: Buffer
   /** Seeds the chunker's gear table: goes to every client. */
   readonly gearSeed: Buffer
 }
@@ -33,6 +35,7 @@ export function deriveRepositoryKeys(masterKey: Buffer): RepositoryKeys {
     packKey: deriveKey('roost v1 pack key', masterKey),
     snapshotKey: deriveKey('roost v1 snapshot key', masterKey),
     signing: signingKeysFromSeed(deriveKey('roost v1 signing seed', masterKey)),
+    retentionKey: deriveKey('roost v1 retention key', masterKey),
     gearSeed: deriveKey('roost v1 gear seed', masterKey),
   }
 }

@@ -7,8 +7,11 @@ import type { Random } from '../core/random.js'
 import type { ChunkIndex } from '../index/chunk-index.js'
 import type { FileEffects } from '../store/file-effects.js'
 import type { ObjectStore } from '../store/object-store.js'
+import type { PackMender } from './care/pack-mender.js'
+import type { SnapshotJudge } from './care/snapshot-judge.js'
 import type { DoomedPacks } from './doomed-packs.js'
 import type { PackClaims } from './pack-claims.js'
+import type { Retention } from './retention/retention.js'
 import type { PackIntake } from './pack-intake.js'
 import type { PackReader } from './pack-reader.js'
 import type { PackUploads } from './pack-uploads.js'
@@ -36,8 +39,11 @@ export interface RepositoryParts {
   readonly headerBytes: Buffer
   readonly catchUp: CatchUp
   readonly claims: PackClaims
+  readonly mender: PackMender
+  readonly judge: SnapshotJudge
   readonly doomed: DoomedPacks
   readonly spooledSnapshots: SpooledSnapshots
+  readonly retention: Retention
   /** Part of the start-up's recovery that no target could be asked for yet: while it is there, the index is not closed as clean. */
   readonly pending: { recovery: (() => Promise<void>) | undefined }
   readonly pool: SealPool
@@ -65,5 +71,5 @@ export function infoOf(parts: RepositoryParts, complete: boolean): RepositoryInf
   const { targets, writePolicy, durability } = parts.targets.list
   return { name: parts.name, repositoryId: parts.repositoryId, mode: 'server', createdAtMs: parts.createdAtMs,
     targets: targets.map(({ url }) => url), writePolicy, durability, verifyKey: parts.keys.signing.publicKey.toString('hex'), chunker: parts.chunker,
-    state: complete ? 'ready' : 'rebuild-needed' }
+    retentionLockMs: parts.retention.lockMs, state: complete ? 'ready' : 'rebuild-needed' }
 }

@@ -2,9 +2,9 @@
 import type { SessionId, SnapshotId } from '../core/ids.js'
 import type { SessionRow } from '../index/chunk-index.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CommitReply, CommitRequest, CollectOptions, KeySlotInfo, MaintenanceEvent, OpenSessionReply, OpenSessionRequest,
-  RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage, TargetInfo,
-  TargetsReply,
+  AddKeySlotRequest, AddTargetRequest, ChangeRepositoryRequest, ChangeTargetRequest, CheckOptions, CollectOptions, CommitReply, CommitRequest, ForgetRequest,
+  KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo,
+  SetPolicyRequest, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
 } from '../core/messages.js'
 
 export interface SnapshotQuery {
@@ -13,12 +13,6 @@ export interface SnapshotQuery {
   readonly limit: number
   readonly source?: string
   readonly tag?: string
-}
-export interface CheckOptions {
-  /** Share of packs whose every byte is read, 0–100. */
-  readonly readDataPercent: number
-  /** Writes missing and damaged copies anew from targets that hold them whole. */
-  readonly heal?: boolean
 }
 /** A body of chunk frames in memory of its own. Ownership passes to the repository with the call and comes back with
  *  the result (a worker thread has it meanwhile). */
@@ -46,7 +40,18 @@ export interface Repository {
   listSnapshots(query: SnapshotQuery): Promise<SnapshotPage>
   /** @throws SNAPSHOT_UNKNOWN */
   getSnapshot(snapshotId: SnapshotId): Promise<SignedSnapshot>
+  /** @throws SNAPSHOT_UNKNOWN; SNAPSHOT_PROTECTED; RETENTION_LOCKED */
   deleteSnapshot(snapshotId: SnapshotId): Promise<void>
+  /** Policies, protected and locked snapshots. */
+  retention(): Promise<RetentionInfo>
+  /** @throws POLICY_KEEPS_NOTHING; REQUEST_MALFORMED */
+  setPolicy(request: SetPolicyRequest): Promise<RetentionInfo>
+  /** Judges snapshots by the given or the stored policies, and deletes what no rule keeps. @throws POLICY_KEEPS_NOTHING; REPOSITORY_BUSY */
+  forget(request: ForgetRequest, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+  /** @throws SNAPSHOT_UNKNOWN */
+  protectSnapshot(snapshotId: SnapshotId, isProtected: boolean): Promise<void>
+  /** @throws SNAPSHOT_UNKNOWN; RETENTION_LOCKED when it would end a lock sooner */
+  lockSnapshot(snapshotId: SnapshotId, request: LockSnapshotRequest): Promise<void>
   stats(): Promise<RepositoryStats>
   check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
   rebuild(signal: AbortSignal): AsyncIterable<MaintenanceEvent>

@@ -19,6 +19,8 @@ const WIRE_LIMITS: WireLimits = {
 export class Sessions {
   readonly #parts: RepositoryParts
   readonly #touchedMs = new Map<SessionId, number>()
+  /** Damage generation before a session's parent was judged. */
+  readonly #generations = new Map<SessionId, number>()
   #sweptMs = -Infinity
   constructor(parts: RepositoryParts) { this.#parts = parts }
 
@@ -29,13 +31,18 @@ export class Sessions {
       throw rebuildNeeded(this.#parts.name)
     await this.#sweep()
     await this.#requireShare(caller.tokenId)
-    const snapshot = request.kind === 'read' ? await this.#snapshotToRead(request.snapshot, caller) : await this.#parent(request, caller)
+    const { generation } = await index.damageState()
+    const wanted = request.kind === 'read' ? await this.#snapshotToRead(request.snapshot, caller) : await this.#parent(request, caller)
+    const isWithheld = request.kind === 'push' && wanted !== undefined && !await this.#parts.judge.isKnownWhole(wanted.snapshotId)
+    const snapshot = isWithheld ? undefined : wanted
     const sessionId = random.bytes(16).toString('hex') as SessionId
     const nowMs = clock.now()
     const source = request.kind === 'push' ? request.source : snapshot!.source
     await index.openSession({ sessionId, kind: request.kind, source, mode: request.kind === 'push' ? request.mode : 'read',
       snapshot: snapshot?.snapshotId ?? null, tokenId: caller.tokenId, openedAtMs: nowMs, lastUsedAtMs: nowMs })
     this.#touchedMs.set(sessionId, clock.monotonicMs())
+    this.#generations.set(sessionId, generation)
+    if (isWithheld) this.#parts.judge.request(wanted.snapshotId)
     const inherited = snapshot !== undefined && await this.#inheritRoot(sessionId, snapshot)
     if (request.kind === 'read' && !inherited) {
       await this.close(sessionId)
@@ -43,7 +50,7 @@ export class Sessions {
     }
     return { sessionId, repositoryId, dedupKey: keys.dedupKey.toString('hex'), verifyKey: keys.signing.publicKey.toString('hex'),
       chunker, limits: WIRE_LIMITS, wireCodecs: ['raw', 'zstd'], idleMs: LIMITS.sessionIdleMs,
-      ...(inherited ? { snapshot: toWireSnapshot(snapshot) } : {}) }
+      ...(inherited ? { snapshot: toWireSnapshot(snapshot) } : {}), ...(isWithheld ? { withheldParent: toWireSnapshot(wanted) } : {}) }
   }
   /** Counted only when it may matter. */
   async #requireShare(tokenId: string): Promise<void> {
@@ -92,8 +99,16 @@ export class Sessions {
     return session
   }
   async close(sessionId: SessionId): Promise<void> {
-    this.#touchedMs.delete(sessionId)
+    this.forget(sessionId)
     await this.#parts.index.closeSession(sessionId)
+  }
+  forget(sessionId: SessionId): void {
+    this.#touchedMs.delete(sessionId)
+    this.#generations.delete(sessionId)
+  }
+  /** Whether chunks may have been lost since the parent of the session was judged. Nothing is known of sessions of before a restart. */
+  mayHaveLost(session: SessionRow, generation: number): boolean {
+    return session.snapshot !== null && (this.#generations.get(session.sessionId) ?? 0) !== generation
   }
 
   /** Closes sessions that nobody used for long. Closing is always safe: a late client is told SESSION_LOST and starts again. */

@@ -23,6 +23,7 @@ export interface SpooledSnapshotsDeps {
   readonly clock: Clock
   readonly uploads: PackUploads
   readonly store: ObjectStore
+  retainUntilMs(): number | undefined
 }
 
 export class SpooledSnapshots {
@@ -77,9 +78,10 @@ export class SpooledSnapshots {
   }
   async #upload(id: SnapshotId, signal: AbortSignal): Promise<void> {
     const { uploads, store, effects } = this.#deps
+    const retainUntilMs = this.#deps.retainUntilMs()
     await uploads.settled(Infinity, signal)
     if (!this.#waiting.has(id)) return
-    await store.put(snapshotKey(id), bytesBody(await this.object(id)), { signal })
+    await store.put(snapshotKey(id), bytesBody(await this.object(id)), { signal, ...(retainUntilMs && { retainUntilMs }) })
     this.#waiting.delete(id)
     await effects.unlink(this.#file(id))
     this.#notify()

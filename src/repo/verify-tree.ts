@@ -28,6 +28,10 @@ export class PlaceSet {
     setBit(bitmap, entry)
     return true
   }
+  has(pack: number, entry: number): boolean {
+    const bitmap = this.#packs.get(pack)
+    return bitmap !== undefined && entry >> 3 < bitmap.length && hasBit(bitmap, entry)
+  }
 }
 
 export interface TreeWalk {

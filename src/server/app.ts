@@ -25,6 +25,7 @@ import { healthRoutes } from './routes/health.js'
 import { jobRoutes } from './routes/jobs.js'
 import { keyRoutes } from './routes/keys.js'
 import { maintenanceRoutes } from './routes/maintenance.js'
+import { retentionRoutes } from './routes/retention.js'
 import { targetRoutes } from './routes/targets.js'
 import { repositoryRoutes } from './routes/repositories.js'
 import { sessionRoutes } from './routes/sessions.js'
@@ -84,7 +85,7 @@ export function buildApp(deps: AppDeps): FastifyInstance {
   app.setNotFoundHandler(() => { throw new RoostError('ROUTE_UNKNOWN', 'There is no such route.') })
   addBodyParsers(app, intake)
   app.register(async (scope) => {
-    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, targetRoutes, jobRoutes, keyRoutes])
+    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, retentionRoutes, targetRoutes, jobRoutes, keyRoutes])
       routes(scope, routeDeps)
   })
   return app

@@ -9,10 +9,11 @@ import { ID_PROOF_BYTES, CHUNK_ID_BYTES } from '../core/ids.js'
 import { QUERY_SCHEMAS, REPLY_SCHEMAS, REQUEST_SCHEMAS, type JsonSchema } from './schemas.js'
 
 /** Who may call. `granted`: any scope on the repository; `session`: the token that opened the session, which must be of
- *  the named kind (`commit-session`: or have committed already); the rest name scopes (`server-admin`: `admin` on `*`;
+ *  the named kind (`commit-session`: or have committed already); `forget`: `delete` or `admin`;
+ *  the rest name scopes (`server-admin`: `admin` on `*`;
  *  `…-of-repository`: for what concerns one repository). Limits to one source are applied by the routes. */
 export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-session' | 'commit-session' | 'open-session' | 'list-snapshots' |
-  'delete-snapshot' | 'repository-admin' | 'server-admin' | 'server-admin-of-repository'
+  'delete-snapshot' | 'forget' | 'repository-admin' | 'server-admin' | 'server-admin-of-repository'
 
 /** A body of octets: multiples of `unitBytes`, at most `bytesMax`. */
 export interface OctetBody { readonly media: string; readonly bytesMax: number; readonly unitBytes: number }
@@ -58,7 +59,7 @@ export const ENDPOINTS = {
   },
 
   changeRepository: {
-    method: 'PATCH', path: ROUTES.repository, summary: 'Sets the write policy and when commits are acknowledged.', access: 'repository-admin',
+    method: 'PATCH', path: ROUTES.repository, summary: 'Sets the write policy, when commits are acknowledged, and a longer retention lock.', access: 'repository-admin',
     json: REQUEST_SCHEMAS.changeRepository, status: 200, reply: REPLY_SCHEMAS.repositoryInfo,
   },
 
@@ -104,7 +105,27 @@ export const ENDPOINTS = {
     method: 'GET', path: ROUTES.snapshot, summary: 'One signed snapshot.', access: 'list-snapshots', status: 200,
     reply: REPLY_SCHEMAS.signedSnapshot,
   },
-  deleteSnapshot: { method: 'DELETE', path: ROUTES.snapshot, summary: 'Deletes a snapshot record.', access: 'delete-snapshot', status: 204 },
+  deleteSnapshot: { method: 'DELETE', path: ROUTES.snapshot, summary: 'Deletes a snapshot record; refused while it is protected or locked.', access: 'delete-snapshot', status: 204 },
+  protectSnapshot: {
+    method: 'PUT', path: ROUTES.snapshotProtection, summary: 'Keeps a snapshot from every deletion until that is taken back.', access: 'forget', status: 204,
+  },
+  unprotectSnapshot: { method: 'DELETE', path: ROUTES.snapshotProtection, summary: 'Takes a protection back.', access: 'repository-admin', status: 204 },
+  lockSnapshot: {
+    method: 'PUT', path: ROUTES.snapshotLock, summary: 'Locks a snapshot for a time that can be lengthened, never shortened.', access: 'repository-admin',
+    json: REQUEST_SCHEMAS.lockSnapshot, status: 204,
+  },
+
+  getRetention: {
+    method: 'GET', path: ROUTES.retention, summary: 'Policies, protected and locked snapshots.', access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.retention,
+  },
+  setPolicy: {
+    method: 'PUT', path: ROUTES.retentionPolicy, summary: 'Stores or removes the policy of the repository or of one source.', access: 'repository-admin',
+    json: REQUEST_SCHEMAS.setPolicy, status: 200, reply: REPLY_SCHEMAS.retention,
+  },
+  forget: {
+    method: 'POST', path: ROUTES.forget, summary: 'Applies a policy, or the stored ones: lines of verdicts and deletions.', access: 'forget', json: REQUEST_SCHEMAS.forget,
+    status: 200, reply: MEDIA.progress, beginsWork: true,
+  },
 
   stats: {
     method: 'GET', path: ROUTES.stats, summary: 'Counts and bytes of a repository.', access: 'repository-admin', status: 200,

@@ -79,6 +79,7 @@ async function admitCaller(deps: GateDeps, endpoint: Endpoint, request: FastifyR
       break
     case 'open-session':
     case 'list-snapshots': requireScope(principal, name!, ['read', 'push']); break
+    case 'forget': requireScope(principal, name!, ['delete', 'admin']); break
     case 'delete-snapshot': requireScope(principal, name!, ['delete']); break
     case 'server-admin-of-repository': requireAdministrator(principal, ALL_REPOSITORIES); break
     case 'repository-admin': requireAdministrator(principal, name!); break

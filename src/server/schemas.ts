@@ -6,7 +6,7 @@
  */
 import { ERROR_CATALOGUE } from '../core/errors.js'
 import { KiB, LIMITS } from '../core/limits.js'
-import { JOB_KINDS, JOB_STATES, TARGET_MODES, TOKEN_SCOPES } from '../core/messages.js'
+import { JOB_KINDS, JOB_STATES, RETENTION_COUNTS, RETENTION_WITHIN, TARGET_MODES, TOKEN_SCOPES } from '../core/messages.js'
 
 export type JsonSchema = Readonly<Record<string, unknown>>
 
@@ -44,6 +44,8 @@ export const LIST_LIMITS = Object.freeze({
   grantsMax: 64,
   snapshotsPageMax: 1_000,
   descriptionPropertiesMax: 256,
+  /** Lists of tags in a retention policy. */
+  policyTagListsMax: 64,
   /** Free-form JSON is encoded again by recursive code. */
   descriptionDepthMax: 64,
 })
@@ -89,6 +91,16 @@ const grant = object({
   source: sourceName,
 }, ['source'])
 
+const retentionPolicy = object({
+  ...Object.fromEntries(RETENTION_COUNTS.map((name) => [name, { type: 'integer', minimum: -1, maximum: 1_000_000 }])),
+  ...Object.fromEntries(RETENTION_WITHIN.map((name) => [name, { type: 'string', pattern: '^(?=[0-9])([0-9]{1,3}y)?([0-9]{1,4}m)?([0-9]{1,6}d)?([0-9]{1,7}h)?$' }])),
+  tags: list({ type: 'array', minItems: 1, maxItems: LIMITS.tagsMax, items: text(LIMITS.nameBytesMax) }, LIST_LIMITS.policyTagListsMax),
+  keepOldest: { type: 'boolean' },
+  timeZone: { type: 'string', pattern: '^[A-Za-z0-9_+/-]{1,64}$' },
+}, [...RETENTION_COUNTS, ...RETENTION_WITHIN, 'tags', 'keepOldest', 'timeZone'])
+const policyOrNone: JsonSchema = { anyOf: [{ type: 'null' }, retentionPolicy] }
+const lockMs: JsonSchema = { type: 'integer', minimum: 0, maximum: LIMITS.retentionLockMsMax }
+
 /** Bodies that clients send. */
 export const REQUEST_SCHEMAS = {
   openSession: {
@@ -112,7 +124,11 @@ export const REQUEST_SCHEMAS = {
     name: repositoryName, target: url, durability,
     chunker: object(chunkerSizes, Object.keys(chunkerSizes)),
   }, ['target', 'durability', 'chunker']),
-  changeRepository: object({ writePolicy, durability }, ['writePolicy', 'durability']),
+  changeRepository: object({ writePolicy, durability, retentionLockMs: lockMs }, ['writePolicy', 'durability', 'retentionLockMs']),
+  setPolicy: object({ source: sourceName, policy: policyOrNone }, ['source']),
+  lockSnapshot: object({ forMs: { ...lockMs, minimum: 1 }, untilMs: whole }, ['forMs', 'untilMs']),
+  forget: object({ policy: retentionPolicy, source: sourceName, tag: text(LIMITS.nameBytesMax), dryRun: { type: 'boolean' }, keepNone: { type: 'boolean' } },
+    ['policy', 'source', 'tag', 'dryRun', 'keepNone']),
   addTarget: object({ name: targetName, url, uploadBytesPerSecondMax: whole }, ['uploadBytesPerSecondMax']),
   changeTarget: object({ mode: choice('active', 'disabled'), uploadBytesPerSecondMax: whole, position: whole }, ['mode', 'uploadBytesPerSecondMax', 'position']),
   attachRepository: object({
@@ -134,7 +150,10 @@ export const REQUEST_SCHEMAS = {
     dryRun: { type: 'boolean' }, repackBelow: { type: 'number', minimum: 0, maximum: 1 }, bytesPerSecondMax: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
     acceptDamage: { type: 'boolean' },
   }, ['dryRun', 'repackBelow', 'bytesPerSecondMax', 'acceptDamage']),
-  check: object({ readDataPercent: { type: 'number', minimum: 0, maximum: 100 }, heal: { type: 'boolean' } }, ['heal']),
+  check: object({
+    readDataPercent: { type: 'number', minimum: 0, maximum: 100 }, heal: { type: 'boolean' }, mark: { type: 'boolean' },
+    bytesPerSecondMax: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER }, maxDurationMs: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
+  }, ['heal', 'mark', 'bytesPerSecondMax', 'maxDurationMs']),
 } as const satisfies Record<string, JsonSchema>
 
 /** Query strings: text on the wire, so numbers are patterns. */
@@ -158,11 +177,12 @@ export function parametersOf(path: string): { readonly type: 'object'; readonly 
   return { type: 'object', properties: Object.fromEntries(names.map((name) => [name, PARAMETER_SCHEMAS[name]!])) }
 }
 
-const signedSnapshot = object({ id: hex(64), record: { type: 'string', contentEncoding: 'base64' }, signature: { type: 'string' }, inSpool: { const: true } }, ['inSpool'])
+const signedSnapshot = object({ id: hex(64), record: { type: 'string', contentEncoding: 'base64' }, signature: { type: 'string' }, inSpool: { const: true },
+  protected: { const: true }, lockedUntilMs: count }, ['inSpool', 'protected', 'lockedUntilMs'])
 const chunker = object({ gearSeed: hex(64), ...chunkerSizes })
 const repositoryInfo = object({
   name: repositoryName, repositoryId: hex(32), mode: { const: 'server' }, createdAtMs: count,
-  targets: { type: 'array', items: { type: 'string' } }, writePolicy, durability, verifyKey: hex(64), chunker, state: choice('ready', 'rebuild-needed'),
+  targets: { type: 'array', items: { type: 'string' } }, writePolicy, durability, verifyKey: hex(64), chunker, retentionLockMs: count, state: choice('ready', 'rebuild-needed'),
 })
 const targetInfo = object({
   name: targetName, url: { type: 'string' }, mode: choice(...TARGET_MODES), uploadBytesPerSecondMax: count,
@@ -206,6 +226,8 @@ export const REPLY_SCHEMAS = {
   targets: object({ targets: { type: 'array', items: targetInfo }, writePolicy, durability }),
   jobRun,
   jobs: object({ jobs: { type: 'array', items: job }, runs: { type: 'array', items: jobRun } }),
+  retention: object({ lockMs: count, policy: policyOrNone, sources: { type: 'array', items: object({ source: { type: 'string' }, policy: retentionPolicy }) },
+    protected: { type: 'array', items: hex(64) }, locks: { type: 'array', items: object({ snapshot: hex(64), untilMs: count }) } }),
   keySlot,
   keySlotList: { type: 'array', items: keySlot },
   status: object({ status: { type: 'string' } }),

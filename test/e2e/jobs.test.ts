@@ -1,10 +1,10 @@
 /** Scheduled jobs as an operator sees them: a file for the server, `roost jobs` for the rest. */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { openWorld, jsonLines } from '../support/run-roost.js'
+import { openWorld, jsonLines, SLOW } from '../support/run-roost.js'
 
 const JOBS = `
 jobs:
@@ -75,6 +75,28 @@ test('garbage is planned, collected and gone; what is kept restores', async (t) 
   await world.ok(['check', '--read-data'])
 })
 
+test('what a policy does not keep is forgotten and collected by jobs', async (t) => {
+  const world = await openWorld(t)
+  await world.stopServer()
+  const file = world.path('jobs.yaml')
+  writeFileSync(file, 'jobs: [{ name: forget, kind: forget, cron: "@daily" }, { name: gc, kind: gc, cron: "@daily" }]')
+  await world.startServer(['--jobs', file])
+  const source = world.path('source')
+  mkdirSync(source)
+  for (let version = 0; version < 3; version++) {
+    writeFileSync(join(source, 'file'), randomBytes(1_000_000))
+    await world.ok(['backup', source, '--source', 's'])
+  }
+  assert.match((await world.ok(['jobs', 'run', 'forget', '--wait'])).stdout, /forget: no problems/)
+  assert.equal((await world.json(['snapshots'])).length, 3, 'without a policy everything is kept')
+  await world.ok(['policy', 'set', '--keep-last', '1'])
+  await world.ok(['jobs', 'run', 'forget', '--wait'])
+  assert.equal((await world.json(['snapshots'])).length, 1)
+  assert.match((await world.ok(['jobs', 'run', 'gc', '--wait'])).stdout, /gc: no problems; dropped [45] packs/)
+  assert.match((await world.ok(['jobs'])).stdout, /^forget +forget .*2 of 3 snapshots deleted$.*^gc +gc .*packs dropped/ms)
+  await world.ok(['restore', 'latest', '--target', world.path('back')])
+})
+
 test('a collection goes on when its command is interrupted, is seen, cancelled, and done by the next one', async (t) => {
   const world = await openWorld(t)
   const source = world.path('source')
@@ -100,5 +122,34 @@ test('a collection goes on when its command is interrupted, is seen, cancelled, 
   assert.match(busy.stderr, new RegExp(`job ${run!["id"] as string}\\).*REPOSITORY_BUSY`))
   assert.match((await world.ok(['jobs', 'cancel', run!['id'] as string])).stdout, /is cancelled/)
   assert.match((await world.ok(['gc'])).stdout, /repacked 1 pack \(/)
+  await world.ok(['check', '--read-data'])
+})
+
+test('the schedule runs by the real clock, and a server that is killed in a run says so afterwards', { skip: !SLOW && 'waits for two minutes to begin (npm run test:slow)' }, async (t) => {
+  const world = await openWorld(t)
+  await world.stopServer()
+  const file = world.path('jobs.yaml')
+  writeFileSync(file, 'jobs: [{ name: often, kind: gc, cron: "* * * * *", jitterSeconds: 0 }]')
+  await world.startServer(['--jobs', file])
+  const runs = async () => (await world.json(['jobs'])).filter(({ type, trigger }) => type === 'run' && trigger === 'schedule')
+  while ((await runs()).length < 2) await new Promise((resolve) => setTimeout(resolve, 1_000))
+  assert.deepEqual((await runs()).map(({ job, state }) => [job, state]).slice(-1), [['often', 'done']])
+  const source = world.path('source')
+  mkdirSync(source)
+  for (const name of ['stays', 'goes', 'goes-too']) writeFileSync(join(source, name), randomBytes(2_000_000))
+  await world.ok(['backup', source, '--source', 's'])
+  for (const name of ['goes', 'goes-too']) rmSync(join(source, name))
+  await world.ok(['backup', source, '--source', 's'])
+  await world.stopServer()
+  await world.startServer()
+  await world.ok(['snapshot', 'delete', (await world.json(['snapshots'])).at(-1)!['id'] as string])
+  const collecting = world.start(['gc', '--limit', '4K'])
+  const log = join(world.dataDirectory, 'jobs', `${world.name}.json`)
+  while (!readFileSync(log, 'utf8').includes('"running"')) await new Promise((resolve) => setTimeout(resolve, 20))
+  await world.killServer()
+  await new Promise((resolve) => { if (collecting.exitCode !== null) resolve(undefined); else collecting.once('exit', resolve) })
+  await world.startServer()
+  assert.equal((await world.json(['jobs'])).find(({ type }) => type === 'run')!['state'], 'interrupted')
+  await world.ok(['gc'])
   await world.ok(['check', '--read-data'])
 })

@@ -14,6 +14,7 @@ import { openBlock } from '../../src/repo/pack-format.js'
 import { readPackSelf } from '../../src/repo/read-trailer.js'
 import { readRepositoryHeader, verifyRepositoryHeader, writeRepositoryHeader } from '../../src/repo/repository-header.js'
 import { keySlotKey, HEADER_KEY } from '../../src/repo/layout.js'
+import { decodeSettings, encodeSettings } from '../../src/repo/retention/settings-format.js'
 import { unlockMasterKey } from '../../src/repo/key-slots.js'
 import { decodeSnapshotObject, parseRecord } from '../../src/repo/snapshot-format.js'
 import { bytesBody } from '../../src/store/bytes-body.js'
@@ -79,6 +80,11 @@ describe('what was frozen', () => {
     assert.deepEqual(master, MASTER_KEY)
     const { header, mac } = await readRepositoryHeader(store)
     verifyRepositoryHeader(header, mac, master)
+    const seal = { retentionKey: KEYS.retentionKey, repositoryId: header.repositoryId }
+    const settings = decodeSettings(Buffer.from(blocks[2]!), seal)
+    assert.deepEqual([settings?.version, settings?.policy?.daily, settings?.locks.length], [3, 7, 1])
+    assert.equal(encodeSettings(settings!, seal).toString(), blocks[2])
+    assert.equal(decodeSettings(Buffer.from(blocks[2]!.replace('"lockMs":2592000000', '"lockMs":0')), seal), undefined)
     const again = createMemoryStore()
     await writeRepositoryHeader(again, header, master)
     assert.equal((await again.getRange(HEADER_KEY, { offset: 0, bytes: blocks[0]!.length }))?.toString(), blocks[0])

@@ -6,6 +6,7 @@ const PROTOCOL = ['hostile/protocol.test.ts']
 const TREES = ['hostile/trees.test.ts']
 const DAMAGE = ['hostile/damage.test.ts']
 const RESTORE = ['client/restore.test.ts']
+const RETENTION = ['repo/retention/retention.test.ts', 'repo/retention/witnessed-time.test.ts']
 
 export const MUTATIONS = [
   // The pack codec.
@@ -29,6 +30,17 @@ export const MUTATIONS = [
   { name: 'proof: a push session reads data', file: 'src/repo/read-chunks.ts', from: "if (session.kind === 'push' && locations.kinds[i] === CHUNK_KINDS.data)", to: 'if (false)', tests: PROTOCOL },
   { name: 'proof: a session answers to any token', file: 'src/server/gate.ts', from: 'if (session.tokenId !== principal.tokenId)', to: 'if (false)', tests: PROTOCOL },
   { name: 'proof: a parent of any source', file: 'src/repo/sessions.ts', from: 'if (parent === undefined || parent.source !== request.source)', to: 'if (parent === undefined)', tests: PROTOCOL },
+
+  // Retention.
+  { name: 'retention: protection binds nobody', file: 'src/repo/retention/locks.ts', from: 'if (holds.isProtected(row.snapshotId))', to: 'if (false)', tests: RETENTION },
+  { name: 'retention: a lock ends when the wall clock says so', file: 'src/repo/retention/locks.ts', from: 'forMs - this.time.creditedSince(fromMs))', to: '0)', tests: RETENTION },
+  { name: 'retention: a jump of the clock is credited', file: 'src/repo/retention/witnessed-time.ts', from: 'last.lastedMs = stopwatchMs - this.#beganAt.stopwatchMs', to: 'last.lastedMs = Math.max(0, wallMs - this.#beganAt.wallMs)', tests: RETENTION },
+  { name: 'retention: a lock may be shortened', file: 'src/repo/retention/manage-retention.ts', from: 'if (leftMs > forMs)', to: 'if (false)', tests: RETENTION },
+  { name: 'retention: the repository lock may be shortened', file: 'src/repo/retention/manage-retention.ts', from: 'if (lockMs < settings.lockMs)', to: 'if (false)', tests: RETENTION },
+  { name: 'retention: rules drop the newest of a source', file: 'src/repo/retention/plan.ts', from: "...(newest.has(verdict.snapshot) ? ['newest of its source'] : []), ", to: '', tests: RETENTION },
+  { name: 'retention: the client tells the time', file: 'src/repo/snapshot-format.ts', from: 'const { source, receivedAtMs, tags } = parseRecord(signed)', to: 'const { source, startedAtMs: receivedAtMs, tags } = parseRecord(signed)', tests: RETENTION },
+  { name: 'retention: settings are believed unauthenticated', file: 'src/repo/retention/settings-format.ts', from: '|| !timingSafeEqual(given, expected)) return undefined', to: ') return undefined', tests: RETENTION },
+  { name: 'retention: unknown settings are taken for none', file: 'src/repo/retention/retention.ts', from: 'if (local === undefined) return error', to: 'if (false) return error', tests: RETENTION },
 
   // Bounds.
   { name: 'bound: what a body unfolds to', file: 'src/core/frames.ts', from: 'if (rawTotal > LIMITS.bodyBytesMax)', to: 'if (false)', tests: PROTOCOL },

@@ -22,6 +22,9 @@ const BODIES: Partial<Record<EndpointName, unknown>> = {
   changeTarget: { mode: 'active' },
   check: { readDataPercent: 10 },
   gc: { dryRun: true, repackBelow: 0.5 },
+  setPolicy: { policy: { daily: 7, within: '1m', tags: [['a']], timeZone: 'Europe/Berlin' } },
+  lockSnapshot: { forMs: 1000 },
+  forget: { dryRun: true },
 }
 
 interface Target { readonly repository?: string; readonly session?: string; readonly snapshot?: string }
@@ -75,12 +78,12 @@ test('a token of another repository gets AUTH_FORBIDDEN everywhere, whether the 
 const OPENED: Record<TokenGrant['scopes'][number], readonly EndpointName[]> = {
   push: ['getRepository', 'openSession', 'listSnapshots'],
   read: ['getRepository', 'listSnapshots'],
-  delete: ['getRepository'],
-  admin: ['getRepository', 'changeRepository', 'listTargets', 'changeTarget', 'removeTarget', 'backfillTarget', 'drainTarget', 'stats', 'gc', 'check', 'rebuild', 'listKeySlots', 'addKeySlot', 'removeKeySlot', 'rotateKeyfile',
+  delete: ['getRepository', 'forget'],
+  admin: ['getRepository', 'getRetention', 'setPolicy', 'forget', 'unprotectSnapshot', 'lockSnapshot', 'changeRepository', 'listTargets', 'changeTarget', 'removeTarget', 'backfillTarget', 'drainTarget', 'stats', 'gc', 'check', 'rebuild', 'listKeySlots', 'addKeySlot', 'removeKeySlot', 'rotateKeyfile',
     'listJobs', 'runJob'],
 }
 const BOUND_TO_THINGS: readonly EndpointName[] =
-  ['closeSession', 'findMissing', 'putChunks', 'readChunks', 'commit', 'getSnapshot', 'deleteSnapshot', 'listRepositories',
+  ['closeSession', 'findMissing', 'putChunks', 'readChunks', 'commit', 'getSnapshot', 'deleteSnapshot', 'protectSnapshot', 'listRepositories',
     'getJob', 'cancelJob', 'watchJob']
 
 test('each scope opens its endpoints and no other', async (t) => {
@@ -164,6 +167,36 @@ test('a token limited to one source pushes, reads, sees and deletes that source 
     assert.equal((await call(server, name, bearer, { snapshot: own.id })).status, ENDPOINTS[name].status, name)
   }
   assert.deepEqual(repository.callsOf('deleteSnapshot'), [[own.id]])
+})
+
+test('a token limited to one source applies policies to that source only, protects there, and unprotects and locks nowhere', async (t) => {
+  const server = await serverUnderTest(t)
+  const { bearer } = await server.token({ repository: 'alpha', scopes: ['delete'], source: 'web' })
+  const repository = server.host.get('alpha')
+  const own = repository.addSnapshot('web').id, foreign = repository.addSnapshot('db').id
+  const forget = async (payload: object) => {
+    const reply = await server.app.inject({ method: 'POST', url: '/v1/repositories/alpha/forget', headers: { authorization: bearer }, payload })
+    return reply.statusCode === 200 ? 'done' : reply.json<WireError>().code
+  }
+  assert.equal(await forget({}), 'AUTH_FORBIDDEN', 'all sources')
+  assert.equal(await forget({ source: 'db' }), 'AUTH_FORBIDDEN')
+  assert.equal(await forget({ source: 'web', policy: { last: 1 } }), 'done')
+  assert.deepEqual(repository.callsOf('forget'), [[{ source: 'web', policy: { last: 1 } }]])
+  assert.equal((await call(server, 'protectSnapshot', bearer, { snapshot: foreign })).code, 'AUTH_FORBIDDEN')
+  assert.equal((await call(server, 'protectSnapshot', bearer, { snapshot: own })).status, 204)
+  assert.deepEqual(repository.callsOf('protectSnapshot'), [[own, true]])
+  for (const name of ['unprotectSnapshot', 'lockSnapshot', 'setPolicy', 'getRetention'] as const)
+    assert.equal((await call(server, name, bearer, { snapshot: own })).code, 'AUTH_FORBIDDEN', name)
+})
+
+test('a policy that is none, is beyond reason or names what is no rule is refused before the repository hears of it', async (t) => {
+  const server = await serverUnderTest(t)
+  const { bearer } = await server.token({ repository: 'alpha', scopes: ['admin'] })
+  for (const policy of [{ last: -2 }, { last: 1.5 }, { within: '3 days' }, { within: '' }, { within: '1h1d' }, { tags: [[]] }, { minutely: 3 }, { timeZone: 'a b' }, []]) {
+    const reply = await server.app.inject({ method: 'POST', url: '/v1/repositories/alpha/forget', headers: { authorization: bearer }, payload: { policy } })
+    assert.equal(reply.json<WireError>().code, 'REQUEST_MALFORMED', JSON.stringify(policy))
+  }
+  assert.deepEqual(server.host.get('alpha').calls, [])
 })
 
 test('a token that only pushes cannot open a read session or delete', async (t) => {

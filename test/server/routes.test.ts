@@ -157,6 +157,21 @@ test('an operator’s error keeps its code and loses its message, except for an 
   }
 })
 
+test('what targets say while a policy is applied is for administrators', async (t) => {
+  for (const [scopes, isTold] of [[['delete'], false], [SCOPES, true]] as const) {
+    const { repository, request } = await openServer(t, scopes)
+    repository.events = async function* () {
+      yield { type: 'problem', code: 'STORE_REFUSED', message: 'no space on /srv/x', snapshot: 'ab' }
+      yield { type: 'problem', code: 'POLICY_KEEPS_NOTHING', message: 'of the source web' }
+      throw new RoostError('STORE_UNAVAILABLE', '/srv/x is away')
+    }
+    const lines = (await request('POST', ROUTES.forget, { dryRun: true })).payload
+    assert.equal(lines.includes('/srv/x'), isTold)
+    assert.ok(lines.includes('of the source web'))
+    assert.deepEqual(repository.callsOf('forget'), [[{ dryRun: true }]])
+  }
+})
+
 test('no token reaches the log, whatever the level', async (t) => {
   const { server, request, bearer } = await openServer(t)
   await request('GET', ROUTES.stats)

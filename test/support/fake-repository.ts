@@ -4,13 +4,14 @@ import { RoostError } from '../../src/core/errors.js'
 import { parseSessionId, type SessionId, type SnapshotId } from '../../src/core/ids.js'
 import { LIMITS } from '../../src/core/limits.js'
 import type {
-  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CollectOptions, CommitReply, CommitRequest, CreateRepositoryRequest, KeySlotInfo,
-  MaintenanceEvent, OpenSessionReply, OpenSessionRequest, RepositoryInfo, RepositoryStats, SignedSnapshot, SnapshotPage,
+  AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CheckOptions, CollectOptions,
+  CommitReply, CommitRequest, CreateRepositoryRequest, ForgetRequest, KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply,
+  OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo, SetPolicyRequest, SignedSnapshot, SnapshotPage,
   TargetInfo, TargetsReply,
 } from '../../src/core/messages.js'
 import type { SessionRow } from '../../src/index/chunk-index.js'
 import type { RepositoryHost } from '../../src/repo/repository-host-contract.js'
-import type { CheckOptions, FrameBody, Repository, SnapshotQuery } from '../../src/repo/repository.js'
+import type { FrameBody, Repository, SnapshotQuery } from '../../src/repo/repository.js'
 
 const CHUNKER: ChunkerParameters = { gearSeed: '00'.repeat(32), minBytes: 1024, averageBytes: 4096, maxBytes: 16_384, imageChunkBytes: 65_536 }
 const KEY_SLOT: KeySlotInfo = { slotId: 'slot-1', kind: 'keyfile', label: 'server', createdAtMs: 1 }
@@ -50,7 +51,7 @@ export class FakeRepository implements Repository {
 
   info(): RepositoryInfo {
     return { name: this.name, repositoryId: '11'.repeat(16), mode: 'server', createdAtMs: 1, targets: ['file:/secret/place'], writePolicy: 'all', durability: 'remote',
-      verifyKey: '22'.repeat(32), chunker: CHUNKER, state: 'ready' }
+      verifyKey: '22'.repeat(32), chunker: CHUNKER, retentionLockMs: 0, state: 'ready' }
   }
   readonly target: TargetInfo = { name: 'main', url: 'file:/secret/place', mode: 'active', uploadBytesPerSecondMax: 0, health: 'healthy', packs: 1, storedBytes: 10,
     lagPacks: 0, lagBytes: 0, damagedPacks: 0 }
@@ -112,9 +113,15 @@ export class FakeRepository implements Repository {
     this.#note('deleteSnapshot', snapshotId)
     this.snapshots.delete(snapshotId)
   }
+  readonly retentionInfo: RetentionInfo = { lockMs: 0, policy: null, sources: [], protected: [], locks: [] }
+  async retention(): Promise<RetentionInfo> { this.#note('retention'); return this.retentionInfo }
+  async setPolicy(request: SetPolicyRequest): Promise<RetentionInfo> { this.#note('setPolicy', request); return this.retentionInfo }
+  async *forget(request: ForgetRequest, signal: AbortSignal): AsyncIterable<MaintenanceEvent> { this.#note('forget', request); yield* this.events(signal) }
+  async protectSnapshot(snapshotId: SnapshotId, isProtected: boolean): Promise<void> { this.#note('protectSnapshot', snapshotId, isProtected) }
+  async lockSnapshot(snapshotId: SnapshotId, request: LockSnapshotRequest): Promise<void> { this.#note('lockSnapshot', snapshotId, request) }
   async stats(): Promise<RepositoryStats> {
     this.#note('stats')
-    return { snapshots: 1, packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, rawBytes: 0, storedBytes: 0, spoolPacks: 0, spoolBytes: 0, sessionsOpen: 0 }
+    return { snapshots: 1, packs: 0, chunks: 0, dataChunks: 0, nodeChunks: 0, damagedChunks: 0, rawBytes: 0, storedBytes: 0, spoolPacks: 0, spoolBytes: 0, sessionsOpen: 0 }
   }
   async *check(options: CheckOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
     this.#note('check', options)

@@ -250,7 +250,7 @@ export class MemoryRepository implements RepositoryClient {
   async info(): Promise<RepositoryInfo> {
     return {
       name: 'memory', repositoryId: this.repositoryId, mode: 'server', createdAtMs: 0, targets: ['memory:'], writePolicy: 'all', durability: 'remote',
-      verifyKey: this.signingKeys.publicKey.toString('hex'), chunker: this.#chunker, state: 'ready',
+      verifyKey: this.signingKeys.publicKey.toString('hex'), chunker: this.#chunker, retentionLockMs: 0, state: 'ready',
     }
   }
   async stats(): Promise<RepositoryStats> {
@@ -258,7 +258,7 @@ export class MemoryRepository implements RepositoryClient {
     const dataChunks = all.filter((chunk) => chunk.kind === CHUNK_KINDS.data).length
     const rawBytes = all.reduce((sum, chunk) => sum + chunk.bytes.byteLength, 0)
     return {
-      snapshots: this.snapshots.length, packs: 0, chunks: all.length, dataChunks, nodeChunks: all.length - dataChunks, rawBytes,
+      snapshots: this.snapshots.length, packs: 0, chunks: all.length, dataChunks, nodeChunks: all.length - dataChunks, damagedChunks: 0, rawBytes,
       storedBytes: rawBytes, spoolPacks: 0, spoolBytes: 0, sessionsOpen: this.sessions.size,
     }
   }

@@ -12,6 +12,7 @@ import type { CommitRequest, CreateRepositoryRequest, OpenSessionReply, Snapshot
 import { encodeNode, NODE_TYPES } from '../../src/core/node-format.js'
 import type { Random } from '../../src/core/random.js'
 import { collectGarbage } from '../../src/gc/collect.js'
+import type { ChunkIndex } from '../../src/index/chunk-index.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
 import { createRepository, openRepository, type OpenRepositoryDeps } from '../../src/repo/open-repository.js'
 import type { RepositoryEvent } from '../../src/repo/repository-parts.js'
@@ -64,6 +65,8 @@ export interface WorldOptions {
   readonly clock?: Clock
   readonly commitWaitMs?: number
   readonly spoolBytesMax?: number
+  /** Reads that stumble change nothing: for tests that damage one thing after the other. */
+  readonly isUnmended?: boolean
   /** Worlds of one seed make repositories of one id. */
   readonly seed?: number
 }
@@ -86,7 +89,7 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
       const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random })
       return wrapTarget?.(store, url) ?? store
     },
-    openIndex: () => index.open(clean),
+    openIndex: async () => options.isUnmended === true ? unmended(await index.open(clean)) : index.open(clean),
   })
   return { directory, effects, index, events, isDead: () => effects.isDead || index.isDead(),
     create: (request) => createRepository(directory, { name: 'world', ...request }, depsFor(true)),
@@ -95,6 +98,12 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
       await repository.loadState()
       return repository
     } }
+}
+
+/** Marks nothing as damaged and moves nothing. */
+function unmended(index: ChunkIndex): ChunkIndex {
+  const instead: Partial<ChunkIndex> = { markDamaged: () => Promise.resolve(0), evacuatePack: () => Promise.resolve('collecting') }
+  return new Proxy(index, { get: (target, name: keyof ChunkIndex) => instead[name] ?? target[name] })
 }
 
 export function frameBody(dedupKey: Buffer, chunks: readonly Chunk[]): { buffer: SharedArrayBuffer; bytes: number } {

@@ -64,14 +64,15 @@ function tableOfRuns(runs: readonly JobRunInfo[], { clock }: CommandContext): st
       : run.state === 'running' ? formatDuration(Math.max(0, clock.now() - run.startedAtMs)) : '–', describeRun(run)]), [4])
 }
 /** How a run stands, or how it ended. */
-export function describeRun({ state, progress, problems, healed, error }: JobRunInfo): string {
+export function describeRun({ kind, state, progress, problems, healed, counts, error }: JobRunInfo): string {
   const found = `${problems === 0 ? 'no problems' : `${formatCount(problems)} problem${problems === 1 ? '' : 's'}`}${healed === 0 ? '' : `, ${formatCount(healed)} healed`}`
   switch (state) {
     case 'running': {
       const place = progress === undefined ? '' : `, ${printable(progress.phase)} ${formatCount(progress.done)}${progress.total > 0 ? ` of ${formatCount(progress.total)}` : ''}`
       return `running${place}${problems === 0 ? '' : `, ${found}`}`
     }
-    case 'done': return found
+    case 'done': return found + (kind === 'gc' ? `, ${formatCount(counts['packsDropped'] ?? 0)} packs dropped, ${formatCount(counts['packsRepacked'] ?? 0)} repacked`
+      : kind === 'forget' ? `, ${formatCount(counts['deleted'] ?? 0)} of ${formatCount(counts['snapshots'] ?? 0)} snapshots deleted` : '')
     case 'failed': return error === undefined ? 'failed' : `failed: ${error.code}: ${printable(error.message)}`
     case 'cancelled': return 'cancelled'
     case 'interrupted': return 'interrupted: the server ended'

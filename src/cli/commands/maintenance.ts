@@ -1,14 +1,21 @@
 /** roost stats, check, rebuild: the health of a repository, through its server or (server stopped) on its data directory. */
-import type { RepositoryStats } from '../../core/messages.js'
-import { does, withExamples, type Registry } from '../command.js'
+import { InvalidArgumentError } from 'commander'
+import type { CheckOptions, RepositoryStats } from '../../core/messages.js'
+import { does, sizeOption, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { EXIT, UsageError, type ExitCode } from '../exit-codes.js'
 import { formatBytes, formatCount } from '../format.js'
 import { followMaintenance } from '../maintenance-report.js'
+import { DamageReport } from '../damage-report.js'
+import { offlineClient } from '../offline-client.js'
 import { withOfflineRepository } from '../offline-repository.js'
 
 export interface OfflineFlags { readonly data?: string }
-interface CheckFlags extends OfflineFlags { readonly readData?: string | true; readonly heal?: boolean }
+interface CheckFlags extends OfflineFlags {
+  readonly readData?: string | true; readonly heal?: boolean; readonly limit?: number; readonly maxDuration?: number
+  /** False: --no-mark. */
+  readonly mark: boolean
+}
 
 const READ_DATA_ALL = 100
 
@@ -21,17 +28,32 @@ export function registerMaintenance(registry: Registry): void {
 
   does<CheckFlags>(registry, withExamples(registry.program.command('check').argument('[name]', 'with --data: the repository')
     .description('verify the repository: snapshots, index and packs fit together; with --read-data, every byte too')
-    .option('--read-data [percent]', 'read and verify that share of the packs (all when no number is given)')
+    .option('--read-data [percent]', 'read and verify that share of the stored bytes, least recently verified first (all when no number is given)')
+    .option('--limit <size>', 'read at most so many bytes a second', sizeOption)
+    .option('--max-duration <minutes>', 'begin no further pack after so long; the next check goes on there', minutesOption)
     .option('--heal', 'write copies that are missing or damaged anew from other targets (reads all data, unless --read-data says less)')
+    .option('--no-mark', 'only look: do not mark what is damaged everywhere, and move nothing')
     .option('--data <dir>', "work on this data directory; its server must be stopped"),
-  ['roost check', 'roost check --read-data', 'roost check --read-data 10', 'roost check --heal', 'roost check --data /srv/roost main']),
+  ['roost check', 'roost check --read-data', 'roost check --read-data 10 --limit 50M', 'roost check --heal', 'roost check --data /srv/roost main']),
   async (context, flags, [name]) => {
     const heal = flags.heal === true
     const readDataPercent = flags.readData === undefined ? (heal ? READ_DATA_ALL : 0) : flags.readData === true ? READ_DATA_ALL : Number(flags.readData)
     if (!(readDataPercent >= 0 && readDataPercent <= 100)) throw new UsageError('--read-data takes a percentage from 0 to 100.')
+    const options: CheckOptions = { readDataPercent, ...(heal ? { heal } : {}), ...(flags.mark ? {} : { mark: false }),
+      ...(flags.limit === undefined || flags.limit === 0 ? {} : { bytesPerSecondMax: flags.limit }),
+      ...(flags.maxDuration === undefined ? {} : { maxDurationMs: flags.maxDuration * 60_000 }) }
+    const report = new DamageReport()
     return await onRepository(context, flags, name, {
-      online: (client) => followMaintenance(context, client.check({ readDataPercent, ...(heal ? { heal } : {}) }, { signal: context.signal }), 'check'),
-      offline: (repository) => followMaintenance(context, repository.check({ readDataPercent, heal }, context.signal), 'check'),
+      online: async (client) => {
+        const code = await followMaintenance(context, client.check(options, { signal: context.signal }), 'check', report)
+        await report.tell(context, client)
+        return code
+      },
+      offline: async (repository) => {
+        const code = await followMaintenance(context, repository.check(options, context.signal), 'check', report)
+        await report.tell(context, offlineClient(repository, context.signal))
+        return code
+      },
     })
   })
 
@@ -43,6 +65,12 @@ export function registerMaintenance(registry: Registry): void {
       online: (client) => followMaintenance(context, client.rebuild({ signal: context.signal }), 'rebuild'),
       offline: (repository) => followMaintenance(context, repository.rebuild(context.signal), 'rebuild'),
     }))
+}
+
+function minutesOption(text: string): number {
+  const minutes = Number(text)
+  if (text.trim() === '' || !Number.isSafeInteger(minutes) || minutes <= 0) throw new InvalidArgumentError('It must be a whole number of minutes.')
+  return minutes
 }
 
 type OnlineRepository = ReturnType<CommandContext['repository']>['client']
@@ -68,6 +96,7 @@ function describeStats(stats: RepositoryStats): string {
   return [
     `snapshots      ${formatCount(stats.snapshots)}`,
     `chunks         ${formatCount(stats.chunks)} (${formatCount(stats.dataChunks)} of data, ${formatCount(stats.nodeChunks)} of structure)`,
+    ...(stats.damagedChunks > 0 ? [`damaged chunks ${formatCount(stats.damagedChunks)} (\`roost check\` says which snapshots need them)`] : []),
     `packs          ${formatCount(stats.packs)}`,
     `plain bytes    ${formatBytes(stats.rawBytes)} after deduplication`,
     `stored bytes   ${formatBytes(stats.storedBytes)} (compressed ${ratio} : 1)`,

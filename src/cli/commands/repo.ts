@@ -1,15 +1,15 @@
 /** roost repo …: the repositories of a server. */
 import type { ChangeRepositoryRequest, Durability, RepositoryInfo } from '../../core/messages.js'
-import { choiceOption, does, sizeOption, withExamples, type Registry } from '../command.js'
+import { choiceOption, does, sizeOption, spanOption, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
-import { formatBytes, formatTable, formatTime } from '../format.js'
+import { formatBytes, formatDays, formatTable, formatTime } from '../format.js'
 import { UsageError } from '../exit-codes.js'
 import { readSecretFile } from '../settings.js'
 
 interface CreateFlags {
   readonly target?: string; readonly durability?: Durability; readonly minChunk?: number; readonly averageChunk?: number; readonly maxChunk?: number; readonly imageChunk?: number
 }
-interface SettingsFlags { readonly writePolicy?: string; readonly durability?: Durability }
+interface SettingsFlags { readonly writePolicy?: string; readonly durability?: Durability; readonly retentionLock?: number }
 interface AttachFlags { readonly target: string; readonly passphraseFile?: string; readonly recoveryKeyFile?: string }
 
 export function registerRepo(registry: Registry): void {
@@ -49,15 +49,16 @@ export function registerRepo(registry: Registry): void {
   does(registry, repo.command('show').description('show the repository that -r or ROOST_REPOSITORY names'), async (context) =>
     showRepository(context, await context.repository().client.info({ signal: context.signal })))
 
-  does<SettingsFlags>(registry, withExamples(repo.command('set').description('change when a backup counts as safe')
+  does<SettingsFlags>(registry, withExamples(repo.command('set').description('change when a backup counts as safe, and how long nobody can delete it')
     .option('--write-policy <targets>', 'how many targets must hold a pack: all, or a number')
+    .option('--retention-lock <duration>', 'nobody can delete a snapshot younger than this: 30d, 12h, 8w, 7y; it can grow, never shrink', spanOption)
     .addOption(choiceOption('--durability <when>', 'acknowledge a backup when so many targets have it, or when the server\'s spool has it', ['remote', 'spool'])),
-  ['roost repo set --write-policy 2', 'roost repo set --durability spool']), async (context, flags) => {
+  ['roost repo set --write-policy 2', 'roost repo set --durability spool', 'roost repo set --retention-lock 30d']), async (context, flags) => {
     const policy = flags.writePolicy
     if (policy !== undefined && policy !== 'all' && !/^[1-9][0-9]?$/.test(policy)) throw new UsageError('--write-policy is "all" or a number of targets.')
     const request: ChangeRepositoryRequest = { ...(policy === undefined ? {} : { writePolicy: policy === 'all' ? policy : Number(policy) }),
-      ...(flags.durability === undefined ? {} : { durability: flags.durability }) }
-    if (Object.keys(request).length === 0) throw new UsageError('Say what to change: --write-policy or --durability.')
+      ...(flags.durability === undefined ? {} : { durability: flags.durability }), ...(flags.retentionLock !== undefined && { retentionLockMs: flags.retentionLock }) }
+    if (Object.keys(request).length === 0) throw new UsageError('Say what to change: --write-policy, --durability or --retention-lock.')
     showRepository(context, await context.repository().client.change(request, { signal: context.signal }))
   })
 
@@ -84,6 +85,7 @@ function showRepository(context: CommandContext, info: RepositoryInfo): void {
     `name         ${info.name}`, `id           ${info.repositoryId}`, `created      ${formatTime(info.createdAtMs)}`, `state        ${info.state}`,
     `targets      ${info.targets.join(', ') || '(shown to administrators)'}`, `verify key   ${info.verifyKey}`,
     `durable      on ${info.writePolicy === 'all' ? 'all targets' : `${info.writePolicy} targets`}; acknowledged ${info.durability === 'remote' ? 'then' : 'from the spool'}`,
+    `locked for   ${info.retentionLockMs === 0 ? '–' : formatDays(info.retentionLockMs)}`,
     `chunks       ${formatBytes(chunker.minBytes)} – ${formatBytes(chunker.averageBytes)} – ${formatBytes(chunker.maxBytes)}, ` +
       `images ${formatBytes(chunker.imageChunkBytes)}`,
   ].join('\n'))

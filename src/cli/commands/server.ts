@@ -25,7 +25,7 @@ export function registerServer(registry: Registry): void {
     .option('--commit-wait-seconds <seconds>', 'how long a commit waits for the targets before it answers "not yet"', countOption)
     .option('--admission-max <size>', 'bytes of request bodies held at once', sizeOption)
     .option('--drain-seconds <seconds>', 'how long a shutdown waits for requests', countOption)
-    .option('--jobs <file>', 'YAML with the jobs that run by themselves: check, backfill, … (ROOST_JOBS)')
+    .option('--jobs <file>', 'YAML with the jobs that run by themselves: forget, gc, check, backfill (ROOST_JOBS)')
     .addOption(choiceOption('--log-level <level>', 'how much to log (ROOST_LOG_LEVEL)', LOG_LEVELS)),
   ['roost server --data /srv/roost', 'roost server --data /srv/roost --jobs /etc/roost/jobs.yaml',
     'roost server --data /srv/roost --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem']),

@@ -52,6 +52,8 @@ export interface CopyDeps {
   readonly targets: TargetSet
   readonly claims: PackClaims
   readonly index: Pick<ChunkIndex, 'getPack'>
+  /** Until when a target that can is to let nobody delete what is written now. */
+  retainUntilMs(): number | undefined
   /** The pack's spool file, while it has one. */
   spoolFile(row: PackRow): string | undefined
   /** A source was found without the pack, or with a damaged one. */
@@ -77,14 +79,14 @@ async function copyClaimed(deps: CopyDeps, row: PackRow, target: Target, signal:
   if ((row.heldBy & target.bit) !== 0) await deps.targets.place(row.packNumber, { remove: target.bit })
   const file = deps.spoolFile(row)
   if (file !== undefined) {
-    const copied = await tryFrom(() => createReadStream(file, { highWaterMark: MiB }), row, target, signal)
+    const copied = await tryFrom(deps, () => createReadStream(file, { highWaterMark: MiB }), row, target, signal)
     if (copied === undefined) return await placed(deps, row, target, 'spool')
   }
   let blocked: unknown
   let damage = damagedPack(row.packId)
   for (const source of deps.targets.readersOf(row)) {
     if (source === target) continue
-    const failure = await tryFrom(() => packParts(source, row, signal), row, target, signal)
+    const failure = await tryFrom(deps, () => packParts(source, row, signal), row, target, signal)
     if (failure === undefined) return await placed(deps, row, target, source.name)
     if (hasCode(failure, 'PACK_CORRUPT') || hasCode(failure, 'CHUNK_MISSING') || hasCode(failure, 'OBJECT_TOO_SHORT')) {
       damage = failure
@@ -103,7 +105,7 @@ async function placed({ targets }: CopyDeps, row: PackRow, target: Target, from:
 }
 
 /** The source's failure, or undefined when the target has the pack now. @throws what the target throws. */
-async function tryFrom(open: () => AsyncIterable<unknown>, row: PackRow, target: Target, signal: AbortSignal): Promise<unknown> {
+async function tryFrom(deps: CopyDeps, open: () => AsyncIterable<unknown>, row: PackRow, target: Target, signal: AbortSignal): Promise<unknown> {
   let failure: { readonly error: unknown } | undefined
   async function* noting(): AsyncGenerator<unknown, void, undefined> {
     try { yield* open() } catch (error) {
@@ -111,8 +113,9 @@ async function tryFrom(open: () => AsyncIterable<unknown>, row: PackRow, target:
       throw error
     }
   }
+  const retainUntilMs = deps.retainUntilMs()
   try {
-    await target.change((store) => store.put(packKey(row.packId), packBody(row, noting, target.limiter, signal), { signal, replace: true }))
+    await target.change((store) => store.put(packKey(row.packId), packBody(row, noting, target.limiter, signal), { signal, replace: true, ...(retainUntilMs && { retainUntilMs }) }))
     return undefined
   } catch (error) {
     if (signal.aborted || isAbort(error)) throw error

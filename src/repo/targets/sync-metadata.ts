@@ -1,4 +1,4 @@
-/** Brings a target's small objects up to date after it was away, new or damaged: header, key slots, deletions, snapshots. */
+/** Brings a target's small objects up to date after it was away, new or damaged: header, key slots, retention, deletions, snapshots. */
 import { hasCode, RoostError } from '../../core/errors.js'
 import { forEachBounded } from '../../core/concurrency.js'
 import type { SnapshotId } from '../../core/ids.js'
@@ -9,6 +9,7 @@ import type { ObjectKey, ObjectStore } from '../../store/object-store.js'
 import { everySnapshot } from '../every-snapshot.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, slotIdOfKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, TOMBSTONE_PREFIX, tombstoneIdOfKey } from '../layout.js'
 import { readRepositoryHeader } from '../repository-header.js'
+import type { Retention } from '../retention/retention.js'
 import type { Target } from './target.js'
 import type { TargetSet } from './target-set.js'
 
@@ -23,6 +24,7 @@ export interface MetadataParts {
   readonly repositoryId: string
   /** The exact bytes of the repository's header. */
   readonly headerBytes: Buffer
+  readonly retention: Retention
   /** A snapshot's object, made anew from its index row; undefined when it is not to be on targets yet, or not there. */
   snapshotObject(id: SnapshotId): Promise<Buffer | undefined>
 }
@@ -34,6 +36,7 @@ export async function syncMetadata(parts: MetadataParts, target: Target, signal:
     let written = await syncHeader(parts, target, signal)
     written += await copySmall(parts, target, KEY_SLOT_PREFIX, (key) => slotIdOfKey(key) !== undefined, signal)
     written += await copySmall(parts, target, TOMBSTONE_PREFIX, (key) => tombstoneIdOfKey(key) !== undefined, signal)
+    written += await parts.retention.syncTo(target, signal)
     await applyTombstones(parts, target, signal)
     if (await parts.index.isComplete()) written += await putSnapshots(parts, target, signal)
     return written
@@ -102,7 +105,8 @@ async function putSnapshots(parts: MetadataParts, target: Target, signal: AbortS
     if (listed.has(snapshotId) || await target.use((store) => store.head(snapshotKey(snapshotId), { signal })) !== undefined) return
     const object = await parts.snapshotObject(snapshotId)
     if (object === undefined) return
-    await target.change((store) => store.put(snapshotKey(snapshotId), bytesBody(object), { signal }))
+    const retainUntilMs = parts.retention.retainUntilMs()
+    await target.change((store) => store.put(snapshotKey(snapshotId), bytesBody(object), { signal, ...(retainUntilMs && { retainUntilMs }) }))
     written++
   })
   return written

@@ -100,7 +100,7 @@ export class TargetSet {
   }
 
   /** Runs what takes a pack out of the index, between changes of its places. */
-  removePack(number: PackNumber, remove: () => Promise<CondemnResult>): Promise<CondemnResult> {
+  removePack<Result extends CondemnResult | 'kept'>(number: PackNumber, remove: () => Promise<Result>): Promise<Result> {
     return this.#placing.run(async () => {
       const before = await this.#index!.getPack(number)
       const result = await remove()

@@ -1,6 +1,6 @@
 /** What kinds of maintenance there are: what each takes, how it runs, what it must not run beside, what ends it. A new kind is a row here. */
-import type { CollectOptions, JobKind, JobOptions, MaintenanceEvent, TargetMode } from '../../core/messages.js'
-import type { CheckOptions, Repository } from '../../repo/repository.js'
+import type { CheckOptions, CollectOptions, ForgetRequest, JobKind, JobOptions, MaintenanceEvent, TargetMode } from '../../core/messages.js'
+import type { Repository } from '../../repo/repository.js'
 
 /** Takes a value of an option, or says what it should have been. */
 type OptionRule = (value: unknown) => string | undefined
@@ -33,8 +33,14 @@ export const JOB_KIND_TRAITS: Readonly<Record<JobKind, JobKindTraits>> = {
     endsWithAsker: ({ dryRun }) => dryRun === true, goesOnByItself: false, schedulable: true,
     run: (repository, options, signal) => repository.collect(options as CollectOptions, signal),
   },
+  forget: {
+    // On schedule the stored policies decide.
+    options: { source: name, tag: name }, excludes: ['rebuild'], endsWithAsker: () => true, goesOnByItself: false, schedulable: true,
+    run: (repository, options, signal) => repository.forget(options as ForgetRequest, signal),
+  },
   check: {
-    options: { readDataPercent: percent, heal: flag }, excludes: ['rebuild'], endsWithAsker: () => true, goesOnByItself: false, schedulable: true,
+    options: { readDataPercent: percent, heal: flag, mark: flag, bytesPerSecondMax: bytes, maxDurationMs: bytes },
+    excludes: ['rebuild'], endsWithAsker: () => true, goesOnByItself: false, schedulable: true,
     run: (repository, options, signal) => repository.check({ readDataPercent: 0, ...options } as CheckOptions, signal),
   },
   rebuild: {

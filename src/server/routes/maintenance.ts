@@ -21,9 +21,10 @@ export function streamJob(request: FastifyRequest, { jobs, clock }: RouteDeps, k
   const run = jobs.start({ repository: repositoryOf(request), kind, options, trigger: 'hand' }, signal)
   return streamEvents(request, run.watch(signal), clock)
 }
-export function streamEvents(request: FastifyRequest, events: AsyncIterable<MaintenanceEvent>, clock: Clock): Promise<NodeJS.ReadableStream> {
+/** @param toOperator an administrator asks: what targets say is said on */
+export function streamEvents(request: FastifyRequest, events: AsyncIterable<MaintenanceEvent>, clock: Clock, toOperator = true): Promise<NodeJS.ReadableStream> {
   return openReplyStream(encodeEventLines(events, (error) => {
     request.log.error({ cause: describeCause(error), err: error }, 'maintenance failed')
-    return toErrorReply(error, request.id, true).body // an administrator asked
+    return toErrorReply(error, request.id, toOperator).body
   }), clock)
 }

@@ -21,6 +21,7 @@ jobs:
   assert.deepEqual({ ...check, schedule: [check!.schedule.cron, check!.schedule.timeZone] }, { name: 'nightly-check', kind: 'check', repository: 'main',
     schedule: ['30 3 * * *', 'Europe/Berlin'], jitterSeconds: 60, options: { readDataPercent: 10, heal: true } })
   assert.deepEqual([fill!.repository, fill!.schedule.timeZone, fill!.jitterSeconds, fill!.options], [undefined, localTimeZone(), JITTER_SECONDS_DEFAULT, {}])
+  assert.equal(parse('jobs: [{ name: f, kind: forget, cron: "@daily", options: { source: web } }, { name: g, kind: gc, cron: "@daily", options: { repackBelow: 0.5 } }]').length, 2)
   assert.equal(parse('{"jobs":[{"name":"a","kind":"check","cron":"0 1 * * *"}]}').length, 1)
   assert.deepEqual([parse(''), parse('jobs:'), parse('jobs: []')], [[], [], []])
 })
