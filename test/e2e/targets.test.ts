@@ -8,9 +8,10 @@ import { jsonLines, RoostWorld, SLOW } from '../support/run-roost.js'
 import { assertRestores, backup, caughtUp, makeTree, MiB, patience, swiftPlace, targetsOf, tempAuthLogin } from '../support/target-world.js'
 
 /** A server beside a lab of its own, with its repository on Swift. */
-async function swiftWorld(t: TestContext, options: { cloud: string; services: ('swift' | 'keystone')[]; tokenSeconds?: number; more?: string; server?: readonly string[]; create?: boolean }):
+async function swiftWorld(t: TestContext, options: { cloud: string; services: ('swift' | 'keystone')[]; tokenSeconds?: number; objectServers?: 3; more?: string; server?: readonly string[]; create?: boolean }):
   Promise<{ world: RoostWorld; lab: Lab }> {
-  const lab = await startLab(t, { services: options.services, ...(options.tokenSeconds === undefined ? {} : { tokenSeconds: options.tokenSeconds }) })
+  const lab = await startLab(t, { services: options.services, ...(options.tokenSeconds === undefined ? {} : { tokenSeconds: options.tokenSeconds }),
+    ...(options.objectServers === undefined ? {} : { devices: 3, replicas: 3, objectServers: options.objectServers }) })
   const world = new RoostWorld()
   t.after(() => world.close())
   world.environment['OS_CLIENT_CONFIG_FILE'] = lab.cloudsYaml
@@ -42,7 +43,7 @@ describe('targets on real services', { skip: withoutLab }, () => {
     await world.ok(['check', '--read-data'])
   })
 
-  test('object servers gone: not yet durable has its own exit code, and the snapshot is finished without the client', async (t) => {
+  test('the object server gone: what is in the spool is listed so, survives a crash, and is uploaded later', async (t) => {
     const { world, lab } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'], server: ['--commit-wait-seconds', '1'] })
     const tree = makeTree(world, 'tree', 5 * MiB)
     const first = await backup(world, tree)
@@ -66,6 +67,39 @@ describe('targets on real services', { skip: withoutLab }, () => {
     await caughtUp(world)
     await assertRestores(world, first, tree)
     await assertRestores(world, second, world.path('more'))
+    await world.ok(['check', '--read-data'])
+  })
+
+  test('object servers killed one by one: one of three is not missed; with two gone "not yet durable" has its own exit code, and is finished without the client', async (t) => {
+    const { world, lab } = await swiftWorld(t, { cloud: 'tempauth', services: ['swift'], objectServers: 3, server: ['--commit-wait-seconds', '1'] })
+    const trees = new Map<string, string>()
+    const first = makeTree(world, 'tree0', 20 * MiB)
+    const running = backup(world, first, '--limit-upload', '5M')
+    for (const part of ['swift-object', 'swift-object2', 'swift-object3'] as const) {
+      lab.stop(part)
+      await patience(1_000)
+      lab.start(part)
+    }
+    trees.set(await running, first)
+    lab.stop('swift-object2')
+    const second = makeTree(world, 'tree1', 3 * MiB, 2)
+    trees.set(await backup(world, second), second)
+    lab.stop('swift-object3')
+    for (const [id, tree] of trees) await assertRestores(world, id, tree) // one copy is enough to read
+    const third = makeTree(world, 'tree2', 3 * MiB, 3)
+    const result = await world.run(['backup', third], { environment: { ROOST_RETRY_SECONDS: '2' } })
+    assert.equal(result.code, 4, result.stderr)
+    assert.match(result.stderr, /NOT_YET_DURABLE/)
+    lab.start('swift-object2')
+    lab.start('swift-object3')
+    await caughtUp(world)
+    let last: Record<string, unknown> | undefined
+    for (let turns = 0; turns < 100 && last === undefined; turns++) {
+      await patience(200)
+      last = (await world.json(['snapshots'])).find((line) => line['type'] === 'snapshot' && !trees.has(line['id'] as string) && line['inSpool'] !== true)
+    }
+    trees.set(last!['id'] as string, third)
+    for (const [id, tree] of trees) await assertRestores(world, id, tree)
     await world.ok(['check', '--read-data'])
   })
 

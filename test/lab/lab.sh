@@ -5,12 +5,13 @@
 #   LAB_DIR=/some/dir lab.sh down [--wipe]            by recorded pid and kernel start time; --wipe deletes the state
 #   LAB_DIR=/some/dir lab.sh start|stop|freeze|thaw PART
 #
-# Parts: memcached swift-object swift-container swift-account swift-proxy keystone swift-kproxy.
+# Parts: memcached swift-object swift-container swift-account swift-proxy keystone swift-kproxy; swift-object2 and swift-object3 where OBJECT_SERVERS says so:
+# devices are theirs in turn.
 # Ports come from the environment (PORT_*), see below; so does KEYSTONE_TOKEN_TTL (seconds). test/support/openstack-lab.ts is the usual caller.
 set -euo pipefail
 : "${LAB_DIR:?where the lab lives}"
 : "${PORT_PROXY:=18080}" "${PORT_KPROXY:=18081}" "${PORT_OBJECT:=16200}" "${PORT_CONTAINER:=16201}" "${PORT_ACCOUNT:=16202}" "${PORT_MEMCACHE:=11311}" "${PORT_KEYSTONE:=15000}"
-: "${SWIFT_DEVICES:=1}" "${SWIFT_REPLICAS:=1}" "${KEYSTONE_TOKEN_TTL:=3600}" "${TOKEN_CACHE_TIME:=300}"
+: "${OBJECT_SERVERS:=1}" "${PORT_OBJECT2:=16210}" "${PORT_OBJECT3:=16220}" "${SWIFT_DEVICES:=1}" "${SWIFT_REPLICAS:=1}" "${KEYSTONE_TOKEN_TTL:=3600}" "${TOKEN_CACHE_TIME:=300}"
 export PORT_KPROXY PATH="/usr/sbin:/usr/bin:/sbin:/bin" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY 2>/dev/null || true
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -53,6 +54,8 @@ start() {
   case "$1" in
     memcached) launch memcached /usr/bin/memcached -l 127.0.0.1 -p "$PORT_MEMCACHE" -U 0 -m 64 -u "$ME" ;;
     swift-object) swift_program swift-object swift-object-server object-server.conf "$PORT_OBJECT" ;;
+    swift-object2) swift_program swift-object2 swift-object-server object-server2.conf "$PORT_OBJECT2" ;;
+    swift-object3) swift_program swift-object3 swift-object-server object-server3.conf "$PORT_OBJECT3" ;;
     swift-container) swift_program swift-container swift-container-server container-server.conf "$PORT_CONTAINER" ;;
     swift-account) swift_program swift-account swift-account-server account-server.conf "$PORT_ACCOUNT" ;;
     swift-proxy) swift_program swift-proxy swift-proxy-server proxy-server.conf "$PORT_PROXY" ;;
@@ -66,6 +69,7 @@ start() {
   esac
 }
 
+port_of() { case "$1" in 1) echo "$PORT_OBJECT" ;; 2) echo "$PORT_OBJECT2" ;; *) echo "$PORT_OBJECT3" ;; esac; }
 configure_swift() {
   for i in $(seq "$SWIFT_DEVICES"); do mkdir -p "$D/d$i"; done
   cat > "$C/swift.conf" <<X
@@ -82,7 +86,10 @@ X
     [ -s "$C/$n.ring.gz" ] && continue # built once: building again would move partitions
     ( cd "$C"; rm -f "$n.builder"
       swift-ring-builder "$n.builder" create 6 "$SWIFT_REPLICAS" 0 >/dev/null
-      for i in $(seq "$SWIFT_DEVICES"); do swift-ring-builder "$n.builder" add "r1z$i-127.0.0.1:$p/d$i" 1 >/dev/null; done
+      for i in $(seq "$SWIFT_DEVICES"); do
+        P=$p; [ "$n" != object ] || P=$(port_of $(((i - 1) % OBJECT_SERVERS + 1)))
+        swift-ring-builder "$n.builder" add "r1z$i-127.0.0.1:$P/d$i" 1 >/dev/null
+      done
       swift-ring-builder "$n.builder" rebalance >/dev/null || [ $? -eq 1 ] ) # 1 is a warning
   done
   for t in account container object; do P=PORT_${t^^}; cat > "$C/$t-server.conf" <<X
@@ -106,6 +113,7 @@ use = egg:swift#recon
 recon_cache_path = $LAB_DIR/swift/cache
 X
   done
+  for i in 2 3; do sed "s/^bind_port = .*/bind_port = $(port_of $i)/" "$C/object-server.conf" > "$C/object-server$i.conf"; done
   cat > "$C/proxy-server.conf" <<X
 [DEFAULT]
 bind_ip = 127.0.0.1
@@ -239,6 +247,7 @@ case "$command" in
   up)
     case " $* " in *" swift "*)
       configure_swift
+      for i in $(seq 2 "$OBJECT_SERVERS"); do start "swift-object$i"; done
       for part in memcached swift-object swift-container swift-account swift-proxy; do start "$part"; done ;;
     esac
     case " $* " in *" keystone "*)
@@ -247,7 +256,7 @@ case "$command" in
       start swift-kproxy ;;
     esac ;;
   down)
-    stop swift-kproxy keystone swift-proxy swift-account swift-container swift-object memcached
+    stop swift-kproxy keystone swift-proxy swift-account swift-container swift-object swift-object2 swift-object3 memcached
     [ "${1:-}" != --wipe ] || rm -rf "${LAB_DIR:?}" ;;
   start) start "$1" ;;
   stop) stop "$1" ;;

@@ -9,7 +9,9 @@ export interface LabDescription {
   readonly s3: { readonly endpoint: string; readonly accessKeyId: string; readonly secretAccessKey: string
     readonly keystoneEndpoint?: string; readonly keystoneAccessKeyId?: string; readonly keystoneSecretAccessKey?: string }
 }
-export interface LabOptions { readonly directory: string; readonly services: readonly ('swift' | 'keystone')[]; readonly tokenSeconds?: number; readonly devices?: number; readonly replicas?: number }
+export interface LabOptions { readonly directory: string; readonly services: readonly ('swift' | 'keystone')[]; readonly tokenSeconds?: number; readonly devices?: number; readonly replicas?: number
+  /** Default 1, at most 3: devices are theirs in turn. */
+  readonly objectServers?: number }
 export function labInstalled(): boolean
 export function startLab(options: LabOptions): Promise<LabDescription>
 export function controlLab(lab: Pick<LabDescription, 'directory' | 'environment'>, ...words: string[]): void

@@ -27,10 +27,11 @@ export function controlLab({ directory, environment }, ...words) {
 }
 
 /** @param options.services `['swift']` or `['swift', 'keystone']` */
-export async function startLab({ directory, services, tokenSeconds = 3600, devices = 1, replicas = 1 }) {
-  const [proxy, kproxy, object, container, account, memcache, keystone] = await freePorts(7)
+export async function startLab({ directory, services, tokenSeconds = 3600, devices = 1, replicas = 1, objectServers = 1 }) {
+  const [proxy, kproxy, object, container, account, memcache, keystone, object2, object3] = await freePorts(9)
   const environment = { PORT_PROXY: `${proxy}`, PORT_KPROXY: `${kproxy}`, PORT_OBJECT: `${object}`, PORT_CONTAINER: `${container}`, PORT_ACCOUNT: `${account}`,
     PORT_MEMCACHE: `${memcache}`, PORT_KEYSTONE: `${keystone}`, KEYSTONE_TOKEN_TTL: `${tokenSeconds}`, SWIFT_DEVICES: `${devices}`, SWIFT_REPLICAS: `${replicas}`,
+    OBJECT_SERVERS: `${objectServers}`, PORT_OBJECT2: `${object2}`, PORT_OBJECT3: `${object3}`,
     // A token that has run out must not live on in the proxy's cache.
     TOKEN_CACHE_TIME: `${Math.min(300, Math.max(5, Math.floor(tokenSeconds / 6)))}` }
   mkdirSync(directory, { recursive: true })

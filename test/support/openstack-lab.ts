@@ -8,7 +8,7 @@ import type { TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import type { LabDescription, LabOptions } from '../lab/start-lab.mjs'
 
-export type LabPart = 'swift-proxy' | 'swift-kproxy' | 'swift-object' | 'swift-container' | 'swift-account' | 'keystone' | 'memcached'
+export type LabPart = 'swift-proxy' | 'swift-kproxy' | 'swift-object' | 'swift-object2' | 'swift-object3' | 'swift-container' | 'swift-account' | 'keystone' | 'memcached'
 export interface Lab extends LabDescription {
   stop(part: LabPart): void
   start(part: LabPart): void
