@@ -9,7 +9,7 @@ import { hasCode } from '../src/core/errors.js'
 import { parseSessionId, type SessionId } from '../src/core/ids.js'
 import type { OpenSessionReply } from '../src/core/messages.js'
 import type { ReadableSession } from './read-chunks.js'
-import type { Call, RepositoryClient } from './repository-client.js'
+import type { Call, ReadingClient } from './repository-client.js'
 
 /** Requests for nodes that are answered at the same time, and more. */
 const REQUESTS_UNDER_WAY_MAX = 16
@@ -24,7 +24,7 @@ export class LastingSession implements ReadableSession {
   readonly #shown: Shown[] = []
   readonly #late: Buffer[] = []
 
-  constructor(readonly client: RepositoryClient, readonly snapshot: string, reply: OpenSessionReply, readonly call: Call) {
+  constructor(readonly client: ReadingClient, readonly snapshot: string, reply: OpenSessionReply, readonly call: Call) {
     this.dedupKey = Buffer.from(reply.dedupKey, 'hex')
     this.#sessionId = parseSessionId(reply.sessionId)
   }

@@ -12,13 +12,13 @@ import { openWorld, SLOW, tool, type RoostWorld } from '../support/run-roost.js'
 /** Of each, at least; the slow run goes on for ten minutes. */
 const SHARE = { backups: 14, restores: 4, forgotten: 4, collections: 3, kills: 2 } as const
 const SECONDS_MIN = SLOW ? 600 : 0, SECONDS_MAX = SLOW ? 900 : 300
-const KILL_EVERY_MS = SLOW ? 12_000 : 7_000
+const KILL_EVERY_MS = 12_000
 const PUSHERS = 4, RESTORERS = 2
 const SNAPSHOTS_KEPT = 2
 const SEED = 41
 
 /** The server is dead for moments: commands that only look have patience, too. */
-const PATIENT = { environment: { ROOST_RETRY_SECONDS: '240' } }
+const PATIENT = { environment: { ROOST_RETRY_SECONDS: '90' } }
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
 
 interface Kept { readonly id: string; readonly copy: string; readonly source: string; readers: number }
