@@ -1,7 +1,8 @@
-/** What a collection costs: `node dist/bench/gc-bench.js [--chunks 1000000] [--repack-mib 512] [--json]`.
+/** What a collection costs: `node dist/bench/gc-bench.js [--chunks 1000000] [--repack-mib 512] [--push-mib 1024] [--json]`.
  *
  *  Marking: a synthetic repository of that many chunks, whose data exists in the index only, below real nodes in real packs: marking reads nothing
- *  else. Repacking: real chunks in packs of which half is forgotten, beside a plain copy of the same packs in the same run.
+ *  else. Repacking: real chunks in packs of which half is forgotten, beside a plain copy of the same packs in the same run. Pushing: four sessions
+ *  alone, then beside collections without a pause that drop and repack what is forgotten meanwhile.
  */
 import { createHash, randomFillSync } from 'node:crypto'
 import { copyFileSync, fsyncSync, openSync, closeSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
@@ -32,7 +33,7 @@ const never = new AbortController().signal
 const STATISTICS = { files: 0, directories: 0, others: 0, sourceBytes: 0, bytesRead: 0, chunksTotal: 0, chunksSent: 0, bytesSent: 0, bytesOnWire: 0, errors: 0, durationMs: 0, cpuMs: 0 }
 
 const { values: flags } = parseArgs({ options: {
-  chunks: { type: 'string', default: '1000000' }, 'repack-mib': { type: 'string', default: '512' }, json: { type: 'boolean', default: false },
+  chunks: { type: 'string', default: '1000000' }, 'repack-mib': { type: 'string', default: '512' }, 'push-mib': { type: 'string', default: '1024' }, json: { type: 'boolean', default: false },
 } })
 
 class Scene {
@@ -201,7 +202,58 @@ async function repacking(megabytes: number): Promise<Record<string, number>> {
   return result
 }
 
-const results = { marking: await marking(Number(flags.chunks)), repacking: Number(flags['repack-mib']) > 0 ? await repacking(Number(flags['repack-mib'])) : undefined }
+/** Bytes of chunks a second that four sessions push and commit together. */
+async function pushRound(scene: Scene, megabytes: number): Promise<{ readonly bytesPerSecond: number; readonly snapshots: string[] }> {
+  const perSession = Math.ceil(megabytes * MiB / REPACK_CHUNK_BYTES / 4)
+  const startedMs = systemClock.monotonicMs()
+  const snapshots = await Promise.all(Array.from({ length: 4 }, async () => {
+    const session = await scene.push()
+    const ids: Buffer[] = []
+    for (let from = 0; from < perSession; from += 32) {
+      const chunks = Array.from({ length: Math.min(32, perSession - from) }, () => {
+        const bytes = Buffer.alloc(REPACK_CHUNK_BYTES)
+        randomFillSync(bytes, 0, REPACK_CHUNK_BYTES / 2)
+        return { bytes, kind: CHUNK_KINDS.data }
+      })
+      ids.push(...chunks.map(({ bytes, kind }) => hashChunk(scene.key, bytes, kind).subarray(0, CHUNK_ID_BYTES)))
+      await scene.put(session, chunks)
+    }
+    return await scene.commit(session, await scene.putTree(session, ids.length, (n) => ids[n]!))
+  }))
+  return { bytesPerSecond: perSession * 4 * REPACK_CHUNK_BYTES / ((systemClock.monotonicMs() - startedMs) / 1000), snapshots }
+}
+async function pushing(megabytes: number): Promise<Record<string, number>> {
+  const scene = new Scene()
+  await scene.open()
+  let old = (await pushRound(scene, megabytes)).snapshots // warm-up, and what is forgotten first
+  const alone: number[] = [], beside: number[] = []
+  let collections = 0, dropped = 0, repacked = 0
+  for (let round = 0; round < 3; round++) {
+    const quiet = await pushRound(scene, megabytes)
+    alone.push(quiet.bytesPerSecond)
+    for (const id of old) await scene.repository.deleteSnapshot(parseSnapshotId(id))
+    let isOver = false
+    const collecting = (async () => {
+      while (!isOver) {
+        const counts = await scene.collect({})
+        collections++
+        dropped += counts['packsDropped'] ?? 0
+        repacked += counts['packsRepacked'] ?? 0
+      }
+    })()
+    const busy = await pushRound(scene, megabytes)
+    isOver = true
+    beside.push(busy.bytesPerSecond)
+    await collecting
+    old = [...quiet.snapshots, ...busy.snapshots]
+  }
+  await scene.close()
+  const median = (values: number[]): number => values.sort((a, b) => a - b)[values.length >> 1]!
+  return { aloneBytesPerSecond: Math.round(median(alone)), besideBytesPerSecond: Math.round(median(beside)), ratio: median(beside) / median(alone), collections, packsDropped: dropped, packsRepacked: repacked }
+}
+
+const results = { marking: await marking(Number(flags.chunks)), repacking: Number(flags['repack-mib']) > 0 ? await repacking(Number(flags['repack-mib'])) : undefined,
+  pushing: Number(flags['push-mib']) > 0 ? await pushing(Number(flags['push-mib'])) : undefined }
 if (flags.json) console.log(JSON.stringify(results))
 else for (const [name, result] of Object.entries(results)) if (result !== undefined) {
   console.log(name)

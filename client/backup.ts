@@ -90,7 +90,9 @@ export async function runBackup(client: RepositoryClient, options: BackupOptions
       if (error.traits.retry !== 'restart-session' && !mayBeParent && !hasCode(error, 'BODY_TRUNCATED')) throw error
       if (options.config.mode === 'stdin')
         throw new ClientError('SOURCE_NOT_REPEATABLE', 'The push broke, and standard input cannot be read a second time.', { cause: error })
-      idlePasses = (state.uploader?.counters.chunksSent ?? 0) > 0 ? 0 : idlePasses + 1
+      // A server that was restarted says nothing of this push: only what it refuses again and again can never end.
+      const isOutage = hasCode(error, 'SESSION_LOST') || hasCode(error, 'BODY_TRUNCATED')
+      idlePasses = (state.uploader?.counters.chunksSent ?? 0) > 0 ? 0 : idlePasses + (isOutage ? 0 : 1)
       if (pass >= (options.passesMax ?? PASSES_MAX) || idlePasses >= 3)
         throw new ClientError('PUSH_NOT_CONVERGING', `The push was begun ${pass} times and never came to its end.`, { cause: error })
       if (mayBeParent && parent !== null) {

@@ -26,4 +26,4 @@ if (only === undefined || only === 'tree' || only === 'image') bench('compare-be
 if (only === undefined || only === 'parts') for (const name of ['chunker-bench', 'pack-bench', 'missing-bench']) bench(name)
 if (only === undefined || only === 'targets') bench('target-bench')
 if (only === undefined || only === 'index') for (const count of chunks) bench('index-bench', '--chunks', count)
-if (only === undefined || only === 'gc') for (const [at, count] of chunks.entries()) bench('gc-bench', '--chunks', count, ...(at === 0 ? [] : ['--repack-mib', '0']))
+if (only === undefined || only === 'gc') for (const [at, count] of chunks.entries()) bench('gc-bench', '--chunks', count, ...(at === 0 ? [] : ['--repack-mib', '0', '--push-mib', '0']))

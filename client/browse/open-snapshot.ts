@@ -1,8 +1,9 @@
 /** Opens a snapshot for reading: session, signature, and the nodes below its root. */
 import { RoostError } from '../../src/core/errors.js'
-import { parseChunkId, parseSessionId, parseSnapshotId, type ChunkId } from '../../src/core/ids.js'
+import { parseChunkId, parseSnapshotId, type ChunkId } from '../../src/core/ids.js'
 import type { SnapshotRecord } from '../../src/core/messages.js'
 import { ClientError } from '../client-errors.js'
+import { LastingSession } from '../lasting-session.js'
 import type { ReadableSession } from '../read-chunks.js'
 import type { Call, ReadingClient } from '../repository-client.js'
 import { SessionNodeSource } from '../session-nodes.js'
@@ -13,7 +14,8 @@ import { ENTRY_TYPES, type Entry } from '../tree/entry.js'
 /** `snapshot`: an id, the beginning of one (6 digits or more), or `latest`, then of `source` where given. */
 export interface SnapshotChoice { readonly snapshot: string; readonly source?: string; readonly verifyKey?: string }
 
-export interface OpenSnapshot extends ReadableSession {
+export interface OpenSnapshot {
+  readonly session: ReadableSession
   readonly snapshotId: string
   readonly record: SnapshotRecord
   readonly root: ChunkId
@@ -28,17 +30,16 @@ const SNAPSHOTS_PER_PAGE = 100
 export async function openSnapshot(client: ReadingClient, choice: SnapshotChoice, call: Call = {}): Promise<OpenSnapshot> {
   const snapshot = await resolveSnapshot(client, choice, call)
   const reply = await client.openSession({ kind: 'read', snapshot }, call)
-  const sessionId = parseSessionId(reply.sessionId)
+  const session = new LastingSession(client, snapshot, reply, call)
   // Cleaning up must not hide why it was necessary: an unclosed session only idles out at the server.
-  const close = async (): Promise<void> => { await client.closeSession(sessionId).catch(() => undefined) }
+  const close = async (): Promise<void> => { await client.closeSession(session.sessionId).catch(() => undefined) }
   try {
     if (choice.verifyKey !== undefined && choice.verifyKey.toLowerCase() !== reply.verifyKey)
       throw new ClientError('SNAPSHOT_KEY_MISMATCH', "The server's key for snapshots is not the one that was pinned.")
     const signed = reply.snapshot
     if (signed?.id !== snapshot) throw new RoostError('SNAPSHOT_UNKNOWN', 'The server opened another snapshot than asked for.')
     const record = openSignedSnapshot(signed, choice.verifyKey?.toLowerCase() ?? reply.verifyKey)
-    const session = { client, sessionId, dedupKey: Buffer.from(reply.dedupKey, 'hex') }
-    return { ...session, snapshotId: snapshot, record, root: parseChunkId(record.root), nodes: new SessionNodeSource(session, call), close }
+    return { session, snapshotId: snapshot, record, root: parseChunkId(record.root), nodes: new SessionNodeSource(session, call), close }
   } catch (error) {
     await close()
     throw error

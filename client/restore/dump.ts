@@ -30,9 +30,9 @@ export async function dumpFile(client: RepositoryClient, options: DumpOptions, o
     const entry = await requireContentEntry(open, options.path)
     const writer = new OrderedWriter(output, signal)
     const batches = gatherBatches(contentExtents(open.nodes, entry.content!))
-    let coming = nextBatch(open, batches, signal)
+    let coming = nextBatch(open.session, batches, signal)
     for (let batch = await coming; batch !== undefined; batch = await coming) {
-      coming = nextBatch(open, batches, signal)
+      coming = nextBatch(open.session, batches, signal)
       coming.catch(() => undefined) // seen by the loop's await
       for (const { bytes, id } of batch.extents) {
         if (id === undefined) await writer.writeZeroes(bytes)

@@ -49,7 +49,7 @@ export async function runRestore(client: RepositoryClient, options: RestoreOptio
   try {
     events.started?.(open.record, open.snapshotId)
     const counters = emptyCounters()
-    const windows = new ChunkWindows(open, signal, { ...WINDOWS_DEFAULT, ...options.windows })
+    const windows = new ChunkWindows(open.session, signal, { ...WINDOWS_DEFAULT, ...options.windows })
     const selection = new Selection(options.include ?? [])
     const restorer = new TreeRestorer(open.nodes, windows, {
       overwrite: options.overwrite ?? 'if-changed', onDamage: options.onDamage ?? 'skip', selection,

@@ -65,6 +65,16 @@ export async function forEachBounded<T>(items: Iterable<T> | AsyncIterable<T>, i
   if (failure !== undefined) throw failure.error
 }
 
+/** Runs tasks of one key one after another; those of different keys know nothing of each other. */
+export class KeyedMutex<K> {
+  readonly #tails = new Map<K, Promise<unknown>>()
+  run<T>(key: K, work: () => Promise<T>): Promise<T> {
+    const result = (this.#tails.get(key) ?? Promise.resolve()).then(work)
+    const tail = result.catch(() => undefined).then(() => { if (this.#tails.get(key) === tail) this.#tails.delete(key) })
+    this.#tails.set(key, tail)
+    return result
+  }
+}
 /** Runs tasks one after another. */
 export class Mutex {
   #tail: Promise<unknown> = Promise.resolve()

@@ -45,8 +45,14 @@ export async function* markReachable(parts: RepositoryParts, signal: AbortSignal
   marks.seal()
   const walk = new Walk(parts, marks, signal)
   yield { type: 'progress', phase: 'roots', done: 0, total: 0 }
-  await walk.reachRoots()
-  const { nodeChunks } = await parts.index.totals()
+  await walk.reachSnapshots()
+  yield* expandAll(walk, marks, parts)
+  await walk.reachPins()
+  yield* expandAll(walk, marks, parts)
+  return { marks, brokenNodes: walk.brokenNodes, snapshots: walk.snapshots, nodes: walk.nodes, references: walk.references }
+}
+async function* expandAll(walk: Walk, marks: MarkSet, { index }: RepositoryParts): AsyncGenerator<MaintenanceEvent, void, undefined> {
+  const { nodeChunks } = await index.totals()
   for (let pack = marks.nextPack(); pack !== undefined; pack = marks.nextPack()) {
     await walk.expandPack(pack)
     yield { type: 'progress', phase: 'mark', done: Math.min(walk.nodes, nodeChunks), total: nodeChunks }
@@ -54,29 +60,37 @@ export async function* markReachable(parts: RepositoryParts, signal: AbortSignal
     if (marks.nextPack() === undefined) await walk.settle()
   }
   await walk.settle()
-  return { marks, brokenNodes: walk.brokenNodes, snapshots: walk.snapshots, nodes: walk.nodes, references: walk.references }
 }
 
 class Walk {
   nodes = 0
   references = 0
+  /** Of snapshots. */
   brokenNodes = 0
   snapshots = 0
+  #isOfSnapshots = true
   readonly #batch: ReferenceBatch
 
   constructor(readonly parts: RepositoryParts, readonly marks: MarkSet, readonly signal: AbortSignal) {
     this.#batch = new ReferenceBatch(parts.index, {
       found: (kind, number, entry, rawBytes) => { marks.reach(number, entry, rawBytes) },
-      absent: (kind) => { if (kind === CHUNK_KINDS.node) this.brokenNodes++ },
+      absent: (kind) => { if (kind === CHUNK_KINDS.node) this.#noteBroken(1) },
     }, signal)
   }
 
-  async reachRoots(): Promise<void> {
+  #noteBroken(nodes: number): void { if (this.#isOfSnapshots) this.brokenNodes += nodes }
+
+  async reachSnapshots(): Promise<void> {
     for await (const row of everySnapshot(this.parts.index)) {
       this.snapshots++
       await this.#batch.add(CHUNK_KINDS.node, parseChunkId(parseRecord(row).root), 0)
     }
     await this.#batch.settle()
+  }
+  /** After everything of the snapshots was expanded. What only sessions reach may be incomplete and nothing is wrong: a client sends a node before
+   *  its children, or found one present that nobody needed any more; its commit asks for all that it lists. */
+  async reachPins(): Promise<void> {
+    this.#isOfSnapshots = false
     for (let after: PinCursor | undefined; ;) {
       const { pins, next } = await this.parts.index.listPins(after, PINS_PER_PAGE)
       for (const { packNumber, pinned } of pins)
@@ -94,14 +108,14 @@ class Walk {
     const wanted = this.marks.takeToExpand(number)
     const entries = await entriesOf(parts, number, signal)
     if (entries === undefined) {
-      this.brokenNodes += wanted.length
+      this.#noteBroken(wanted.length)
       return
     }
     const locations = locationsIn({ packNumber: number, kind: CHUNK_KINDS.node }, entries)
     for await (const { bytes, rows } of parts.reader.blocks(locations, wanted, signal)) {
       for (const row of rows) {
         const node = bytes === undefined ? undefined : nodeAt(parts, bytes, entries, row)
-        if (node === undefined) { this.brokenNodes++; continue }
+        if (node === undefined) { this.#noteBroken(1); continue }
         const { refs } = node
         this.nodes++
         this.references += refs.count

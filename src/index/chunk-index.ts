@@ -120,8 +120,9 @@ export interface EvacuateRequest {
 /** `needed`: a live entry has no copy; nothing was changed. `collecting`: a collection knows the pack by its positions; ask again after it. */
 export type EvacuateResult = 'evacuated' | 'needed' | 'collecting' | 'gone'
 /** What the index says of an entry of a pack. `absent`: nothing, though it should. `superseded`: passed over, its id lives (or lived) elsewhere.
- *  `lost`: known as lost with this or another pack. `spare`: passed over, and the id is lost elsewhere: this copy brings it back. */
-export const ENTRY_STATES = { absent: 0, differs: 1, live: 2, elsewhere: 3, superseded: 4, lost: 5, spare: 6 } as const
+ *  `lost`: known as lost with this or another pack. `spare`: passed over, and the id is lost elsewhere: this copy brings it back. `unneeded`: it
+ *  was lost, and nothing needs it. */
+export const ENTRY_STATES = { absent: 0, differs: 1, live: 2, elsewhere: 3, superseded: 4, lost: 5, spare: 6, unneeded: 7 } as const
 
 /** What a commit may rely on for one reference. */
 export const REF_STATES = { missing: 0, wrongKind: 1, unpinned: 2, pinned: 3, inherited: 4 } as const
@@ -230,7 +231,7 @@ export interface ChunkIndex {
   /** Ascending id, strictly after `after`. */
   listDamaged(after: Buffer | undefined, limit: number): Promise<DamagedChunk[]>
   damageState(): Promise<DamageState>
-  /** Durable. Nothing that is kept needs a damaged chunk: forgets them all, unless more were lost since that generation. @returns whether it did */
+  /** Durable. Nothing that is kept needs a damaged chunk: none of them counts as damaged any more, unless more were lost since that generation. @returns whether it did */
   forgetDamage(generation: number): Promise<boolean>
   /** The snapshot was found whole by a look that began at that generation. */
   noteWhole(snapshotId: SnapshotId, generation: number): Promise<void>

@@ -21,12 +21,16 @@ export abstract class DamageMethods {
     return { chunks, generation }
   }
   async forgetDamage(generation: number): Promise<boolean> {
-    for (let isDone = false; !isDone;) {
-      const step = await this.writeDurably(() => (this.tables.damage.state().generation === generation ? this.tables.damage.forget(ROWS_PER_WRITE) : undefined))
-      if (step === undefined) return false
-      isDone = step
+    for (let after: Buffer | undefined; ;) {
+      const step = await this.writeDurably(() => {
+        const { damage, packs } = this.tables
+        if (damage.state().generation !== generation) return 'stale'
+        return damage.forget(after, ROWS_PER_WRITE, (number) => packs.get(number) !== undefined)
+      })
+      if (step === 'stale') return false
+      if (step === undefined) return true
+      after = step
     }
-    return true
   }
   async noteWhole(snapshotId: SnapshotId, generation: number): Promise<void> {
     await this.write(() => { if (this.tables.snapshots.get(snapshotId) !== undefined) this.tables.damage.noteWhole(snapshotId, generation) })

@@ -11,6 +11,8 @@ import { decodeNumberRow, encodeNumberRow, idKey, sealRow, u32Key, unsealRow } f
 import type { Table } from './table.js'
 
 const STATE_KEY = Buffer.from('damage')
+/** Added to the pack number of a lost chunk that nothing needs. */
+const UNNEEDED = 2 ** 32
 interface State extends DamageState { /** Of the latest verification. */ readonly sequence: number }
 
 export class DamageTable {
@@ -44,7 +46,9 @@ export class DamageTable {
     let fresh = 0
     for (let at = 0; at < ids.length; at += CHUNK_ID_BYTES) {
       const key = Buffer.from(ids.subarray(at, at + CHUNK_ID_BYTES))
-      if (this.#damaged.putSync(key, encodeNumberRow('damaged', key, packNumber), { noOverwrite: true })) fresh++
+      if (this.lossOf(key) === 'lost') continue
+      this.#damaged.putSync(key, encodeNumberRow('damaged', key, packNumber))
+      fresh++
     }
     const state = this.state()
     if (fresh > 0) this.#put({ ...state, chunks: state.chunks + fresh, generation: state.generation + 1 })
@@ -53,27 +57,43 @@ export class DamageTable {
   /** A pack brought these: none of them is lost any more. */
   healed(entries: PackEntries): void {
     const state = this.state()
-    if (state.chunks === 0) return
+    if (state.generation === 0) return
     let healed = 0
     for (let entry = 0; entry < entries.count; entry++) {
       const at = entry * ID_PROOF_BYTES
-      if (this.#damaged.removeSync(Buffer.from(entries.idProofs.subarray(at, at + CHUNK_ID_BYTES)))) healed++
+      const key = Buffer.from(entries.idProofs.subarray(at, at + CHUNK_ID_BYTES))
+      const loss = this.lossOf(key)
+      if (loss === 'lost') healed++
+      if (loss !== undefined) this.#damaged.removeSync(key)
     }
     if (healed > 0) this.#put({ ...state, chunks: state.chunks - healed })
   }
-  isLost(id: Buffer): boolean { return this.#damaged.doesExist(id) }
+  lossOf(id: Buffer): 'lost' | 'unneeded' | undefined {
+    const row = this.#damaged.getBinary(id)
+    return row === undefined ? undefined : decodeNumberRow('damaged', id, row) < UNNEEDED ? 'lost' : 'unneeded'
+  }
   /** Ascending id, strictly after `after`. */
   list(after: Buffer | undefined, limit: number): DamagedChunk[] {
-    const range = after === undefined ? { limit } : { start: after, exclusiveStart: true, limit }
-    return Array.from(this.#damaged.getRange(range), ({ key, value }) => ({ id: Buffer.from(key), packNumber: decodeNumberRow('damaged', key, value) }))
+    const found: DamagedChunk[] = []
+    for (const { key, value } of this.#damaged.getRange(after === undefined ? {} : { start: after, exclusiveStart: true })) {
+      const number = decodeNumberRow('damaged', key, value)
+      if (number < UNNEEDED) found.push({ id: Buffer.from(key), packNumber: number })
+      if (found.length >= limit) break
+    }
+    return found
   }
-  /** Up to `limit` rows. @returns whether none is left. */
-  forget(limit: number): boolean {
-    const keys = [...this.#damaged.getKeys({ limit })].map((key) => Buffer.from(key))
-    for (const key of keys) this.#damaged.removeSync(key)
+  /** Among the `limit` rows after `after`: nothing needs them. Those whose pack is there stay, so that its entries are known. @returns where to go on. */
+  forget(after: Buffer | undefined, limit: number, isHere: (packNumber: number) => boolean): Buffer | undefined {
+    const rows = Array.from(this.#damaged.getRange(after === undefined ? { limit } : { start: after, exclusiveStart: true, limit }),
+      ({ key, value }) => ({ key: Buffer.from(key), number: decodeNumberRow('damaged', key, value) }))
+    for (const { key, number } of rows) {
+      if (!isHere(number % UNNEEDED)) this.#damaged.removeSync(key)
+      else if (number < UNNEEDED) this.#damaged.putSync(key, encodeNumberRow('damaged', key, number + UNNEEDED))
+    }
+    const lost = rows.filter(({ number }) => number < UNNEEDED).length
     const state = this.state()
-    if (keys.length > 0) this.#put({ ...state, chunks: state.chunks - keys.length })
-    return keys.length < limit
+    if (lost > 0) this.#put({ ...state, chunks: state.chunks - lost })
+    return rows.at(-1)?.key
   }
 
   // ——— whole snapshots ———

@@ -67,8 +67,9 @@ export function inspectEntries({ chunks, superseded, damage }: IndexTables, pack
     const at = entry * ID_PROOF_BYTES
     const value = chunks.find(entries.idProofs, at)
     if (value === undefined) {
-      const isLost = damage.isLost(Buffer.from(entries.idProofs.subarray(at, at + CHUNK_ID_BYTES)))
-      states[entry] = passedOver.has(entry) ? (isLost ? ENTRY_STATES.spare : ENTRY_STATES.superseded) : isLost ? ENTRY_STATES.lost : ENTRY_STATES.absent
+      const loss = damage.lossOf(Buffer.from(entries.idProofs.subarray(at, at + CHUNK_ID_BYTES)))
+      states[entry] = passedOver.has(entry) ? (loss === 'lost' ? ENTRY_STATES.spare : ENTRY_STATES.superseded)
+        : loss === 'lost' ? ENTRY_STATES.lost : loss === 'unneeded' ? ENTRY_STATES.unneeded : ENTRY_STATES.absent
     } else if (positionOf(packNumberOfValue(value), entryNumberOfValue(value)) === positionOf(packNumber, entry))
       states[entry] = entryMatches(value, entries, entry) ? ENTRY_STATES.live : ENTRY_STATES.differs
     else states[entry] = ENTRY_STATES.elsewhere

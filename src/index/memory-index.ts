@@ -347,7 +347,7 @@ class MemoryIndex implements ChunkIndex {
   }
   async listDamaged(after: Buffer | undefined, limit: number): Promise<DamagedChunk[]> { this.#requireOpen(); return this.#damage.list(after, limit) }
   async damageState(): Promise<DamageState> { this.#requireOpen(); return this.#damage.state }
-  async forgetDamage(generation: number): Promise<boolean> { this.#requireOpen(); return this.#damage.forget(generation) }
+  async forgetDamage(generation: number): Promise<boolean> { this.#requireOpen(); return this.#damage.forget(generation, (pack) => this.#packs.has(pack)) }
   async noteWhole(snapshotId: SnapshotId, generation: number): Promise<void> {
     this.#requireOpen()
     if (this.#snapshots.has(snapshotId)) this.#damage.noteWhole(snapshotId, generation)
@@ -375,8 +375,8 @@ class MemoryIndex implements ChunkIndex {
     const stateOf = (entry: number): number => {
       const id = chunkKey(entries.idProofs, entry * ID_PROOF_BYTES)
       const live = this.#chunks.get(id)
-      const isPassedOver = this.#superseded.has(place(number, entry)), isLost = this.#damage.isLost(id)
-      if (live === undefined) return isPassedOver ? (isLost ? ENTRY_STATES.spare : ENTRY_STATES.superseded) : isLost ? ENTRY_STATES.lost : ENTRY_STATES.absent
+      const isPassedOver = this.#superseded.has(place(number, entry)), loss = this.#damage.lossOf(id)
+      if (live === undefined) return isPassedOver ? (loss === 'lost' ? ENTRY_STATES.spare : ENTRY_STATES.superseded) : ENTRY_STATES[loss ?? 'absent']
       if (live.packNumber !== number || live.entryNumber !== entry) return ENTRY_STATES.elsewhere
       const { packNumber: _, entryNumber: __, kind: ___, ...said } = live
       const { packNumber: ____, entryNumber: _____, kind: ______, ...own } = entryOf({ packNumber: number, kind: live.kind }, entries, entry)

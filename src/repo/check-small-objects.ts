@@ -72,13 +72,24 @@ async function* checkRetention({ retention }: RepositoryParts, target: Target, h
 }
 
 async function* checkSnapshotCopy(parts: RepositoryParts, target: Target, row: SnapshotRow, heal: boolean, signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> {
-  const { keys, repositoryId, random } = parts
+  const { keys, repositoryId, random, index, snapshotLocks } = parts
   const id = row.snapshotId
   const read = await target.use((store) => readSnapshotObject({ store, keys, repositoryId }, id))
   if (!(read instanceof RoostError)) return
   const isMissing = await target.use((store) => store.head(snapshotKey(id), { signal })) === undefined
+  // Deleted meanwhile: nothing is wrong, and nothing must be written.
+  const isWanted = async (): Promise<boolean> => await index.getSnapshot(id) !== undefined
+  if (!await snapshotLocks.run(id, isWanted)) return
   yield { ...bad(target, `snapshot ${id}`, isMissing ? 'is missing' : 'is damaged'), snapshot: id, source: row.source, receivedAtMs: row.receivedAtMs } as MaintenanceEvent
-  if (heal) yield* replace(target, `snapshot ${id}`, snapshotKey(id), encodeSnapshotObject(row, repositoryId, keys, random), 'the index', signal, parts.retention.retainUntilMs())
+  if (!heal) return
+  const retainUntilMs = parts.retention.retainUntilMs()
+  const isHealed = await snapshotLocks.run(id, async () => {
+    if (!await isWanted()) return false
+    const object = bytesBody(encodeSnapshotObject(row, repositoryId, keys, random))
+    await target.change((store) => store.put(snapshotKey(id), object, { signal, replace: true, ...(retainUntilMs && { retainUntilMs }) }))
+    return true
+  })
+  if (isHealed) yield { type: 'healed', object: `snapshot ${id}`, target: target.name, from: 'the index' }
 }
 
 async function readSmall(target: Target, key: ObjectKey, signal: AbortSignal): Promise<Buffer | undefined> {

@@ -33,11 +33,14 @@ export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions,
   const receivedAtMs = await parts.retention.time.stamp() // locks must be able to tell how long ago this was
   const signed = signRecord(recordOf(parts, session, request, receivedAtMs), parts.keys)
   const object = encodeSnapshotObject(signed, parts.repositoryId, parts.keys, parts.random)
-  const isPut = areStored && await putOnTargets(parts, signed.snapshotId, object, signal) // W5
-  if (!isPut) await parts.spooledSnapshots.add(signed.snapshotId, object) // W5 in the spool: it follows its packs by itself
-  const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId).catch(async (error: unknown) => { // W6
-    if (hasCode(error, 'SESSION_LOST')) await withdraw(parts, signed.snapshotId)
-    throw error
+  const { isPut, row } = await parts.snapshotLocks.run(signed.snapshotId, async () => {
+    const isPut = areStored && await putOnTargets(parts, signed.snapshotId, object, signal) // W5
+    if (!isPut) await parts.spooledSnapshots.add(signed.snapshotId, object) // W5 in the spool: it follows its packs by itself
+    const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId).catch(async (error: unknown) => { // W6
+      if (hasCode(error, 'SESSION_LOST')) await withdraw(parts, signed.snapshotId)
+      throw error
+    })
+    return { isPut, row }
   })
   sessions.forget(sessionId)
   if (damagedChunks > 0) await parts.index.noteWhole(row.snapshotId, generation)
@@ -83,8 +86,9 @@ async function putOnTargets(parts: RepositoryParts, id: SnapshotId, object: Buff
     await parts.store.put(snapshotKey(id), bytesBody(object), { signal, ...(retainUntilMs && { retainUntilMs }) })
     return true
   } catch (error) {
-    // It may have landed, here and there: the same bytes follow from the spool.
-    if (!hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')) throw error
+    // It may have landed, or land yet, here and there: the same bytes follow from the spool. Giving up instead, because the client hung up, would
+    // leave a snapshot that nobody knows and nothing pins, for a later start to take in.
+    if (!isAbort(error) && !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')) throw error
     return false
   }
 }

@@ -20,7 +20,7 @@ export function deleteSnapshot(parts: RepositoryParts, id: SnapshotId): Promise<
     const row = await index.getSnapshot(id)
     if (row === undefined) throw unknownSnapshot(id)
     requireDeletable(await Holds.of(settings, retention.time), row)
-    await deleteEverywhere(parts, row)
+    await parts.snapshotLocks.run(id, () => deleteEverywhere(parts, row))
   })
 }
 async function deleteEverywhere({ index, targets, spooledSnapshots }: RepositoryParts, row: SnapshotRow): Promise<void> {

@@ -7,7 +7,8 @@ import { mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../core/clock.js'
 import { hasCode, isErrno, RoostError } from '../core/errors.js'
-import { parseRepositoryId, type RepositoryId } from '../core/ids.js'
+import { KeyedMutex } from '../core/concurrency.js'
+import { parseRepositoryId, type RepositoryId, type SnapshotId } from '../core/ids.js'
 import { LIMITS } from '../core/limits.js'
 import type { AttachRepositoryRequest, CreateRepositoryRequest } from '../core/messages.js'
 import type { Random } from '../core/random.js'
@@ -214,10 +215,11 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
   const retention = await Retention.open({ directory, retentionKey: keys.retentionKey, repositoryId, targets, store, clock, effects })
   const retainUntilMs = (): number | undefined => retention.retainUntilMs()
   const uploads = new PackUploads({ targets, effects, clock, spoolBytesMax, onDamage, retainUntilMs })
-  const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store, retainUntilMs })
+  const snapshotLocks = new KeyedMutex<SnapshotId>()
+  const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store, locks: snapshotLocks, retainUntilMs })
   const claims = new PackClaims()
   const doomed = new DoomedPacks({ index, targets, report: (error, pack) => { report({ type: 'deletion-refused', error, pack }) } })
-  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, retention, report: onDamage,
+  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, retention, snapshotLocks, report: onDamage,
     isUploading: (row) => uploads.isWaiting(row.packNumber),
     copying: { targets, claims, index, retainUntilMs, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
     snapshotObject: async (id) => {
@@ -243,7 +245,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
   const parts: Omit<RepositoryParts, 'mender'> = { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
     keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims, judge: new SnapshotJudge({ index, reader }),
-    doomed, spooledSnapshots, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
+    doomed, spooledSnapshots, snapshotLocks, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
   const mender = care.mender = new PackMender(parts)
   return { ...parts, mender }

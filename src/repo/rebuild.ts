@@ -8,12 +8,13 @@ import { RoostError } from '../core/errors.js'
 import type { PackNumber, SnapshotId } from '../core/ids.js'
 import type { MaintenanceEvent } from '../core/messages.js'
 import type { PackRow } from '../index/chunk-index.js'
-import { PACK_PREFIX, packIdOfKey, packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, tombstoneKey } from './layout.js'
+import { PACK_PREFIX, packIdOfKey, packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, tombstoneKey } from './layout.js'
 import { isPackDamage, packSources, targetSource } from './pack-sources.js'
 import { readPackSelf } from './read-trailer.js'
 import { readSnapshot } from './read-snapshot.js'
 import type { RepositoryParts } from './repository-parts.js'
-import { toSnapshotRow, parseRecord } from './snapshot-format.js'
+import { adoptSnapshot } from './adopt-snapshot.js'
+import { parseRecord } from './snapshot-format.js'
 import type { Target } from './targets/target.js'
 
 const ROWS_PER_PAGE = 500
@@ -158,6 +159,7 @@ async function* takeInSnapshots(parts: RepositoryParts, progress: Progress, sign
     if (await index.getSnapshot(id) !== undefined) continue
     const signed = await readSnapshot(parts, id)
     if (signed instanceof RoostError) {
+      if (await store.head(snapshotKey(id), { signal }) === undefined) continue // deleted since it was listed
       progress.problems++
       yield { type: 'problem', code: signed.code, message: signed.message, snapshot: id }
       continue
@@ -165,9 +167,8 @@ async function* takeInSnapshots(parts: RepositoryParts, progress: Progress, sign
     found.push({ receivedAtMs: parseRecord(signed).receivedAtMs, id })
   }
   for (const { id } of found.sort((a, b) => a.receivedAtMs - b.receivedAtMs || (a.id < b.id ? -1 : 1))) {
-    const signed = await readSnapshot(parts, id)
-    if (signed instanceof RoostError) throw signed // it was whole a moment ago
-    await index.commitSnapshot(toSnapshotRow(signed), null)
-    counts.snapshotsAdded++
+    const adopted = await adoptSnapshot(parts, id)
+    if (adopted instanceof RoostError) throw adopted // it was whole a moment ago
+    if (adopted) counts.snapshotsAdded++
   }
 }

@@ -12,10 +12,10 @@ import { parsePackId, type PackId } from '../core/ids.js'
 import type { PackRow } from '../index/chunk-index.js'
 import { bytesBody } from '../store/bytes-body.js'
 import { everySnapshot } from './every-snapshot.js'
-import { packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, tombstoneKey } from './layout.js'
+import { packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { readPackSelf } from './read-trailer.js'
-import { readSnapshot } from './read-snapshot.js'
+import { adoptSnapshot } from './adopt-snapshot.js'
 import { decodeSnapshotObject, encodeSnapshotObject, toSnapshotRow } from './snapshot-format.js'
 import { SpooledSnapshots } from './spooled-snapshots.js'
 import type { Target } from './targets/target.js'
@@ -179,16 +179,18 @@ async function reconcileSnapshots(parts: RepositoryParts, counts: Counts): Promi
   const { index, store, keys, random, repositoryId } = parts
   for await (const { key } of store.list(SNAPSHOT_PREFIX)) {
     const id = snapshotIdOfKey(key)
-    if (id === undefined || await index.getSnapshot(id) !== undefined || await store.head(tombstoneKey(id)) !== undefined) continue
-    const signed = await readSnapshot(parts, id)
-    if (signed instanceof RoostError) { parts.report({ type: 'damage', pack: '', error: signed }); continue }
-    await index.commitSnapshot(toSnapshotRow(signed), null)
-    counts.snapshotsAdopted++
+    if (id === undefined || await index.getSnapshot(id) !== undefined) continue
+    const adopted = await adoptSnapshot(parts, id)
+    if (adopted instanceof RoostError) parts.report({ type: 'damage', pack: '', error: adopted })
+    else if (adopted) counts.snapshotsAdopted++
   }
   for await (const row of everySnapshot(index)) {
-    if (parts.spooledSnapshots.has(row.snapshotId) || await store.head(snapshotKey(row.snapshotId)) !== undefined) continue
+    const id = row.snapshotId
     const retainUntilMs = parts.retention.retainUntilMs()
-    await store.put(snapshotKey(row.snapshotId), bytesBody(encodeSnapshotObject(row, repositoryId, keys, random)), { ...(retainUntilMs && { retainUntilMs }) })
-    counts.snapshotsRewritten++
+    await parts.snapshotLocks.run(id, async () => {
+      if (parts.spooledSnapshots.has(id) || await index.getSnapshot(id) === undefined || await store.head(snapshotKey(id)) !== undefined) return
+      await store.put(snapshotKey(id), bytesBody(encodeSnapshotObject(row, repositoryId, keys, random)), { ...(retainUntilMs && { retainUntilMs }) })
+      counts.snapshotsRewritten++
+    })
   }
 }

@@ -1,7 +1,8 @@
 /** The open parts of one repository that its use cases share. Holds them; knows no algorithm. */
 import type { Clock } from '../core/clock.js'
 import type { RoostError } from '../core/errors.js'
-import type { RepositoryId } from '../core/ids.js'
+import type { KeyedMutex } from '../core/concurrency.js'
+import type { RepositoryId, SnapshotId } from '../core/ids.js'
 import type { ChunkerParameters, RepositoryInfo } from '../core/messages.js'
 import type { Random } from '../core/random.js'
 import type { ChunkIndex } from '../index/chunk-index.js'
@@ -44,6 +45,9 @@ export interface RepositoryParts {
   readonly doomed: DoomedPacks
   readonly spooledSnapshots: SpooledSnapshots
   readonly retention: Retention
+  /** Who writes or deletes the objects of a snapshot, or its row for the sake of its objects: one at a time for each, and what it was decided by
+   *  is looked at again inside. Else a copy on its way lands after the deletion. */
+  readonly snapshotLocks: KeyedMutex<SnapshotId>
   /** Part of the start-up's recovery that no target could be asked for yet: while it is there, the index is not closed as clean. */
   readonly pending: { recovery: (() => Promise<void>) | undefined }
   readonly pool: SealPool

@@ -6,6 +6,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../core/clock.js'
+import type { KeyedMutex } from '../core/concurrency.js'
 import { isErrno } from '../core/errors.js'
 import { parseSnapshotId, type SnapshotId } from '../core/ids.js'
 import { bytesBody } from '../store/bytes-body.js'
@@ -24,6 +25,7 @@ export interface SpooledSnapshotsDeps {
   readonly uploads: PackUploads
   readonly store: ObjectStore
   retainUntilMs(): number | undefined
+  readonly locks: KeyedMutex<SnapshotId>
 }
 
 export class SpooledSnapshots {
@@ -34,6 +36,8 @@ export class SpooledSnapshots {
   #uploading: Promise<void> | undefined
   #pause = new AbortController()
   lastFailure: Error | undefined
+  /** Files were removed that a power cut would bring back: harmless while their snapshots exist. A start makes all of that durable. */
+  #hasUnsynced = false
 
   constructor(deps: SpooledSnapshotsDeps) { this.#deps = deps }
   has(id: SnapshotId): boolean { return this.#waiting.has(id) }
@@ -77,22 +81,35 @@ export class SpooledSnapshots {
     }
   }
   async #upload(id: SnapshotId, signal: AbortSignal): Promise<void> {
-    const { uploads, store, effects } = this.#deps
+    const { uploads, store, effects, locks } = this.#deps
     const retainUntilMs = this.#deps.retainUntilMs()
     await uploads.settled(Infinity, signal)
-    if (!this.#waiting.has(id)) return
-    await store.put(snapshotKey(id), bytesBody(await this.object(id)), { signal, ...(retainUntilMs && { retainUntilMs }) })
-    this.#waiting.delete(id)
-    await effects.unlink(this.#file(id))
-    this.#notify()
-  }
-  /** Forgets a snapshot that was deleted before it left. */
-  async drop(id: SnapshotId): Promise<void> {
-    if (!this.#waiting.delete(id)) return
-    await this.#deps.effects.unlink(this.#file(id)).catch((error: unknown) => {
-      if (!isErrno(error, 'ENOENT')) throw error // it left in this moment
+    await locks.run(id, async () => {
+      if (!this.#waiting.has(id)) return
+      await store.put(snapshotKey(id), bytesBody(await this.object(id)), { signal, ...(retainUntilMs && { retainUntilMs }) })
+      this.#waiting.delete(id)
+      await effects.unlink(this.#file(id))
+      this.#hasUnsynced = true
     })
     this.#notify()
+  }
+  /** For a snapshot that is being deleted, under its lock: durably, its file is gone. A power cut would bring it back otherwise, and the next start
+   *  would take it in. */
+  async drop(id: SnapshotId): Promise<void> {
+    const { effects, spoolDirectory } = this.#deps
+    if (this.#waiting.delete(id)) {
+      await effects.unlink(this.#file(id)).catch((error: unknown) => {
+        if (!isErrno(error, 'ENOENT')) throw error // it left in this moment
+      })
+      this.#hasUnsynced = true
+      this.#notify()
+    }
+    if (!this.#hasUnsynced) return
+    this.#hasUnsynced = false
+    await effects.fsyncDirectory(spoolDirectory).catch((error: unknown) => {
+      this.#hasUnsynced = true
+      throw error
+    })
   }
   #notify(): void { for (const wake of [...this.#watchers]) wake() }
 

@@ -371,17 +371,54 @@ describe('restore of a damaged repository', () => {
     await assert.rejects(world.restore(), { code: 'SNAPSHOT_CORRUPT' })
     assert.deepEqual(readdirSync(world.target), [])
   })
-  test('a broken stream is continued with what is still due; a lost session ends the restore without leftovers', async (t) => {
+  test('a broken stream is continued with what is still due', async (t) => {
     const world = new World(t)
     const { repository, tree } = world
     const entries = Array.from({ length: 50 }, (_, i) => tree.file(`f${i}`, [`${i}a`, `${i}b`]))
     repository.failNext('readChunks', new RoostError('BODY_TRUNCATED', 'cut'), 1)
     await world.restore(entries)
     assert.equal(world.read('f49'), '49a49b')
-    rmSync(world.target, { recursive: true })
-    mkdirSync(world.target)
-    repository.failNext('readChunks', new RoostError('SESSION_LOST', 'gone'), 1)
-    await assert.rejects(world.restore(), { code: 'SESSION_LOST' })
+  })
+  test('sessions that are lost at any moment, twice in a row too, cost the restore nothing but time', async (t) => {
+    const world = new World(t)
+    const { repository, tree } = world
+    const files = (name: string, count: number): Entry[] => Array.from({ length: count }, (_, i) => tree.file(`${name}${i}`, [`${name}${i}a`, `${name}${i}b`]))
+    await tree.snapshot([await tree.directory('d', [...files('x', 20), await tree.directory('e', files('y', 20))]), ...files('z', 20)])
+    let reads = 0
+    let lostAt: readonly number[] = []
+    const readChunks = repository.readChunks.bind(repository)
+    repository.readChunks = (...args) => {
+      if (lostAt.includes(reads++)) repository.loseSessions()
+      return readChunks(...args)
+    }
+    const restoreOnce = async (at: readonly number[]): Promise<number> => {
+      rmSync(world.target, { recursive: true })
+      mkdirSync(world.target)
+      reads = 0
+      lostAt = at
+      assert.equal((await world.restore(undefined, { windows: { windowBytesMax: 64, windowIdsMax: 8 } })).files, 60)
+      assert.deepEqual([world.reasons(), world.leftovers()], [[], []])
+      assert.equal(world.read('d', 'e', 'y19') + world.read('z7'), 'y19ay19bz7az7b')
+      return reads
+    }
+    const undisturbed = await restoreOnce([])
+    assert.ok(undisturbed > 5, 'the probe itself works')
+    for (let at = 0; at < undisturbed; at++) assert.ok(await restoreOnce([at, at + 1]) > undisturbed)
+  })
+  test('a session whose snapshot was forgotten ends the restore without leftovers', async (t) => {
+    const world = new World(t)
+    const { repository, tree } = world
+    await tree.snapshot(Array.from({ length: 50 }, (_, i) => tree.file(`f${i}`, [`${i}a`, `${i}b`])))
+    const readChunks = repository.readChunks.bind(repository)
+    let reads = 0
+    repository.readChunks = (...args) => {
+      if (reads++ === 1) {
+        repository.loseSessions()
+        repository.failNext('openSession', new RoostError('SNAPSHOT_UNKNOWN', 'There is no such snapshot.'))
+      }
+      return readChunks(...args)
+    }
+    await assert.rejects(world.restore(), { code: 'SNAPSHOT_UNKNOWN' })
     assert.deepEqual(world.leftovers(), [])
   })
   test('an abort ends it with its reason and without leftovers', async (t) => {

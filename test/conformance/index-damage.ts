@@ -81,6 +81,13 @@ export function damageContract({ open, reopen }: IndexSubject): void {
     assert.equal(await index.forgetDamage(generation + 1), true)
     assert.deepEqual(await index.damageState(), { chunks: 0, generation: generation + 1 })
     assert.ok(await nowhere(index, [1, 2]))
+    assert.deepEqual(await index.listDamaged(undefined, 10), [])
+    // Its pack is still there, and its entries are not taken for ones that the index dropped; lost once more, it counts again.
+    assert.deepEqual([...await index.inspectEntries(pack.packNumber, entriesOf([1, 2]))], [ENTRY_STATES.unneeded, ENTRY_STATES.unneeded])
+    assert.equal(await index.markDamaged(0, idsOf([1])), 1)
+    assert.deepEqual(await index.damageState(), { chunks: 1, generation: generation + 2 })
+    await addPack(index, 2, entriesOf([1, 2]))
+    assert.deepEqual(await index.damageState(), { chunks: 0, generation: generation + 2 })
   })
 
   test('a snapshot is whole at the latest generation noted, and what is known of it goes with it', async (t) => {

@@ -56,6 +56,8 @@ export interface World {
   readonly effects: ReturnType<typeof cutEffects>
   readonly index: ReturnType<typeof cutIndex>
   readonly events: RepositoryEvent[]
+  /** Of the repository that was opened last. */
+  currentIndex(): ChunkIndex
   isDead(): boolean
   create(request?: Partial<CreateRepositoryRequest>): Promise<void>
   open(clean: boolean): Promise<LocalRepository>
@@ -81,6 +83,7 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
   const random = seededRandom(seed)
   const { openFileStore } = await import('../../src/store/file-store.js')
   let lives = 0
+  let current: ChunkIndex | undefined
   const depsFor = (clean: boolean): OpenRepositoryDeps => depsOf(clean, ofOneLife(effects, ++lives, () => lives))
   const depsOf = (clean: boolean, effects: FileEffects): OpenRepositoryDeps => ({
     pool: new InlineSealPool(effects, random), clock, random, effects, spoolBytesMax, commitWaitMs, zstdLevel: 1,
@@ -89,9 +92,12 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
       const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random })
       return wrapTarget?.(store, url) ?? store
     },
-    openIndex: async () => options.isUnmended === true ? unmended(await index.open(clean)) : index.open(clean),
+    openIndex: async () => {
+      current = await index.open(clean)
+      return options.isUnmended === true ? unmended(current) : current
+    },
   })
-  return { directory, effects, index, events, isDead: () => effects.isDead || index.isDead(),
+  return { directory, effects, index, events, currentIndex: () => current!, isDead: () => effects.isDead || index.isDead(),
     create: (request) => createRepository(directory, { name: 'world', ...request }, depsFor(true)),
     open: async (clean) => {
       const repository = await openRepository(directory, depsFor(clean))

@@ -141,6 +141,8 @@ async function compareWithIndex(parts: RepositoryParts, row: PackRow, self: Pack
   })
   return states
 }
+/** Nobody reads them here. */
+const UNUSED: ReadonlySet<number> = new Set([ENTRY_STATES.elsewhere, ENTRY_STATES.superseded, ENTRY_STATES.unneeded])
 const idOf = (entries: PackEntries, entry: number): Buffer => entries.idProofs.subarray(entry * ID_PROOF_BYTES, entry * ID_PROOF_BYTES + CHUNK_ID_BYTES)
 
 /** Streams the pack once: its name from all bytes, every block opened, every id and proof recomputed. What is wrong with a chunk that nobody reads
@@ -150,7 +152,7 @@ async function readWholePack(check: PackCheck, row: PackRow, source: PackSource,
   const digest = streamingDigest()
   digest.update(self.secret.header)
   const { blocks, entries } = self.trailer
-  const isUsed = (entry: number): boolean => states[entry] !== ENTRY_STATES.elsewhere && states[entry] !== ENTRY_STATES.superseded
+  const isUsed = (entry: number): boolean => !UNUSED.has(states[entry]!)
   const read = async (offset: number, bytes: number): Promise<Buffer> => {
     await limiter?.take(bytes, signal)
     return await source.read({ offset, bytes }, signal)

@@ -1,6 +1,6 @@
 /** Brings a target's small objects up to date after it was away, new or damaged: header, key slots, retention, deletions, snapshots. */
 import { hasCode, RoostError } from '../../core/errors.js'
-import { forEachBounded } from '../../core/concurrency.js'
+import { forEachBounded, type KeyedMutex } from '../../core/concurrency.js'
 import type { SnapshotId } from '../../core/ids.js'
 import { LIMITS } from '../../core/limits.js'
 import type { ChunkIndex } from '../../index/chunk-index.js'
@@ -25,6 +25,7 @@ export interface MetadataParts {
   /** The exact bytes of the repository's header. */
   readonly headerBytes: Buffer
   readonly retention: Retention
+  readonly snapshotLocks: KeyedMutex<SnapshotId>
   /** A snapshot's object, made anew from its index row; undefined when it is not to be on targets yet, or not there. */
   snapshotObject(id: SnapshotId): Promise<Buffer | undefined>
 }
@@ -87,8 +88,9 @@ async function applyTombstones({ targets }: MetadataParts, target: Target, signa
     }
   })
   for (const id of ids) await target.change((store) => store.delete(snapshotKey(id), { signal }))
-  // A deletion is remembered until every target has heard of it.
-  if (ids.length === 0 || targets.all.some((one) => one.isBehind || one.anyFailure !== undefined || !one.isReadable)) return
+  // A deletion is remembered until every target has heard of it: not of what this process knows, but from this very mouth.
+  if (ids.length === 0 || targets.all.some((one) => one.anyFailure !== undefined || !one.isReadable)) return
+  for (const one of targets.readable) if (one !== target) await one.change((store) => store.deleteMany(ids.map(snapshotKey), { signal }))
   for (const one of targets.readable) await one.change((store) => store.deleteMany(ids.map((id) => `${TOMBSTONE_PREFIX}${id}`), { signal }))
 }
 
@@ -103,11 +105,13 @@ async function putSnapshots(parts: MetadataParts, target: Target, signal: AbortS
   let written = 0
   await forEachBounded(everySnapshot(parts.index), HEADS_IN_FLIGHT_MAX, async ({ snapshotId }) => {
     if (listed.has(snapshotId) || await target.use((store) => store.head(snapshotKey(snapshotId), { signal })) !== undefined) return
-    const object = await parts.snapshotObject(snapshotId)
-    if (object === undefined) return
-    const retainUntilMs = parts.retention.retainUntilMs()
-    await target.change((store) => store.put(snapshotKey(snapshotId), bytesBody(object), { signal, ...(retainUntilMs && { retainUntilMs }) }))
-    written++
+    await parts.snapshotLocks.run(snapshotId, async () => {
+      const object = await parts.snapshotObject(snapshotId)
+      if (object === undefined) return
+      const retainUntilMs = parts.retention.retainUntilMs()
+      await target.change((store) => store.put(snapshotKey(snapshotId), bytesBody(object), { signal, ...(retainUntilMs && { retainUntilMs }) }))
+      written++
+    })
   })
   return written
 }

@@ -1,0 +1,19 @@
+/** Takes a snapshot that is on the targets into the index that does not know it. */
+import { RoostError } from '../core/errors.js'
+import type { SnapshotId } from '../core/ids.js'
+import { snapshotKey, tombstoneKey } from './layout.js'
+import { readSnapshot } from './read-snapshot.js'
+import type { RepositoryParts } from './repository-parts.js'
+import { toSnapshotRow } from './snapshot-format.js'
+
+/** True when it was taken in; false when it is known, or was deleted meanwhile; what is wrong with it, if it cannot be read. */
+export function adoptSnapshot(parts: RepositoryParts, id: SnapshotId): Promise<boolean | RoostError> {
+  const { index, store } = parts
+  return parts.snapshotLocks.run(id, async () => {
+    if (await index.getSnapshot(id) !== undefined || await store.head(tombstoneKey(id)) !== undefined) return false
+    const signed = await readSnapshot(parts, id)
+    if (signed instanceof RoostError) return await store.head(snapshotKey(id)) === undefined ? false : signed
+    await index.commitSnapshot(toSnapshotRow(signed), null)
+    return true
+  })
+}
