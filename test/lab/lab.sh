@@ -126,6 +126,8 @@ pipeline = catch_errors gatekeeper healthcheck proxy-logging cache listing_forma
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+# after ten errors a proxy leaves an object server alone for so many seconds: 60, where nobody waits for tests
+error_suppression_interval = 3
 [filter:tempauth]
 use = egg:swift#tempauth
 user_test_tester = testing .admin
