@@ -20,6 +20,7 @@ import type { RepositoryParts } from './repository-parts.js'
 import { parseRecord } from './snapshot-format.js'
 import { checkSmallObjects } from './check-small-objects.js'
 import { watchRun } from './targets/catch-up.js'
+import { isWholeOn } from './targets/copy-pack.js'
 import { PlaceSet } from './verify-tree.js'
 
 const PAGE = 500
@@ -41,6 +42,7 @@ export async function* checkRepository(parts: RepositoryParts, options: CheckOpt
   }
   if (hasSeveral || heal) for await (const event of checkSmallObjects(parts, heal, signal)) yield tally.note(event)
   if (heal) for await (const event of healPacks(parts, signal)) yield tally.note(event)
+  if (heal) for await (const event of mendedMeanwhile(parts, tally, signal)) yield tally.note(event)
   for await (const event of checkSnapshots(check)) yield tally.note(event)
   await parts.index.flush()
   yield { type: 'done', problems: tally.total, counts }
@@ -51,6 +53,7 @@ class Tally {
   readonly #badCopies = new Set<string>()
   problems = 0
   constructor(readonly counts: { healed: number }) {}
+  hasBad(packId?: string, target?: string): boolean { return packId === undefined ? this.#badCopies.size > 0 : this.#badCopies.has(`pack ${packId}@${target}`) }
   get total(): number { return this.problems + this.#badCopies.size }
   note(event: MaintenanceEvent): MaintenanceEvent {
     if (event.type === 'problem') {
@@ -106,6 +109,13 @@ async function* healPacks(parts: RepositoryParts, signal: AbortSignal): AsyncIte
     for await (const event of watchRun(parts.catchUp.start(target), 'heal', signal))
       if (event.type === 'healed' || event.type === 'progress') yield event
   }
+}
+
+/** A copy that was found bad, and that reads or the background's catching up wrote anew before the healing came to it. */
+async function* mendedMeanwhile(parts: RepositoryParts, tally: Tally, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
+  if (tally.hasBad()) for await (const row of allPacks(parts)) for (const target of parts.targets.active)
+    if ((row.heldBy & target.bit) !== 0 && tally.hasBad(row.packId, target.name) && await isWholeOn(target, row, signal)) yield { type: 'healed', object: `pack ${row.packId}`, target: target.name,
+      from: parts.targets.all.find((one) => one !== target && (row.heldBy & one.bit) !== 0)?.name ?? 'the spool' }
 }
 
 async function* allPacks(parts: RepositoryParts): AsyncIterable<PackRow> {
