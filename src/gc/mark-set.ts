@@ -80,19 +80,23 @@ export class MarkSet {
     return -1
   }
 
-  /** Something needs this entry. Packs that came after the beginning are left alone. @param rawBytes of the chunk. */
-  reach(number: number, entry: number, rawBytes: number): void {
-    if (this.#count === 0) return
-    const place = this.#placeOf(number)
-    if (place < 0) return
+  /** Something needs this entry. False for a pack that came after the beginning. @param rawBytes of the chunk. */
+  reach(number: number, entry: number, rawBytes: number): boolean { return this.#set(number, entry, rawBytes, true) }
+  /** The same, but what a node refers to is not needed by this: once the closure is complete. */
+  keep(number: number, entry: number): void { this.#set(number, entry, 0, false) }
+
+  #set(number: number, entry: number, rawBytes: number, follow: boolean): boolean {
+    const place = this.#count === 0 ? -1 : this.#placeOf(number)
+    if (place < 0) return false
     const ordinal = this.#bases[place]! + entry
     assert(ordinal < this.#bases[place + 1]!, 'an entry lies within its pack')
     const byte = Math.floor(ordinal / 8), bit = 1 << ordinal % 8
-    if ((this.#reached[byte]! & bit) !== 0) return
+    if ((this.#reached[byte]! & bit) !== 0) return true
     this.#reached[byte]! |= bit
     this.#reachedEntries[place]!++
     this.#reachedBytes[place]! += rawBytes
-    if (this.#isNode[place] === 1) this.#wantExpanded(place)
+    if (follow && this.#isNode[place] === 1) this.#wantExpanded(place)
+    return true
   }
   #wantExpanded(place: number): void {
     this.#toExpand[place]!++

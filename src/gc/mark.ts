@@ -1,7 +1,7 @@
 /** Marks everything that a snapshot or a session needs (docs/gc.md G2, G3): from roots over the references of nodes, in bounded memory.
  *
- *  Order matters: the collection has begun, then the packs are listed, then snapshots, then pins, those held for it last. Whatever slips from one
- *  list into the next while they are read is found in the later one.
+ *  Order matters: the collection has begun, then the packs are listed, then snapshots, then inherited pins, those held for it last. Whatever slips
+ *  from one list into the next while they are read is found in the later one.
  *  References are gathered and looked up many at once in the order of ids, as the index lies on disk; between slices others have their turn.
  */
 import { setImmediate } from 'node:timers/promises'
@@ -9,7 +9,8 @@ import { RoostError } from '../core/errors.js'
 import { CHUNK_ID_BYTES, CHUNK_KINDS, ID_PROOF_BYTES, parseChunkId, type PackNumber } from '../core/ids.js'
 import type { MaintenanceEvent } from '../core/messages.js'
 import { decodeNode } from '../core/node-format.js'
-import type { PackEntries, PinCursor } from '../index/chunk-index.js'
+import type { PackEntries, PackPinned, PinCursor } from '../index/chunk-index.js'
+import { positionOf } from '../index/positions.js'
 import { hasBit } from '../core/frames.js'
 import { chunkInBlock } from '../repo/pack-format.js'
 import type { RepositoryParts } from '../repo/repository-parts.js'
@@ -45,77 +46,99 @@ export async function* markReachable(parts: RepositoryParts, signal: AbortSignal
   marks.seal()
   const walk = new Walk(parts, marks, signal)
   yield { type: 'progress', phase: 'roots', done: 0, total: 0 }
-  await walk.reachSnapshots()
-  yield* expandAll(walk, marks, parts)
-  await walk.reachPins()
-  yield* expandAll(walk, marks, parts)
-  return { marks, brokenNodes: walk.brokenNodes, snapshots: walk.snapshots, nodes: walk.nodes, references: walk.references }
-}
-async function* expandAll(walk: Walk, marks: MarkSet, { index }: RepositoryParts): AsyncGenerator<MaintenanceEvent, void, undefined> {
-  const { nodeChunks } = await index.totals()
-  for (let pack = marks.nextPack(); pack !== undefined; pack = marks.nextPack()) {
+  await walk.reachRoots()
+  const { nodeChunks } = await parts.index.totals()
+  for (let pack = walk.nextPack(); pack !== undefined; pack = walk.nextPack()) {
     await walk.expandPack(pack)
     yield { type: 'progress', phase: 'mark', done: Math.min(walk.nodes, nodeChunks), total: nodeChunks }
     // References to data are looked up when they are many; those to nodes must be, before nothing seems left to expand.
-    if (marks.nextPack() === undefined) await walk.settle()
+    if (walk.nextPack() === undefined) await walk.settle()
   }
   await walk.settle()
+  await walk.keepPinned()
+  return { marks, brokenNodes: walk.brokenNodes, snapshots: walk.snapshots, nodes: walk.nodes, references: walk.references }
+}
+
+/** Nodes to expand in packs that are not part of the collection: few, as few as were pushed since it began. */
+class NewNodes {
+  readonly #seen = new Set<number>()
+  readonly #toExpand = new Map<number, number[]>()
+  add(packNumber: number, entry: number): void {
+    const position = positionOf(packNumber, entry)
+    if (this.#seen.has(position)) return
+    this.#seen.add(position)
+    const entries = this.#toExpand.get(packNumber)
+    if (entries === undefined) this.#toExpand.set(packNumber, [entry])
+    else entries.push(entry)
+  }
+  nextPack(): PackNumber | undefined { return this.#toExpand.keys().next().value as PackNumber | undefined }
+  takeToExpand(packNumber: number): number[] {
+    const entries = this.#toExpand.get(packNumber) ?? []
+    this.#toExpand.delete(packNumber)
+    return entries.sort((a, b) => a - b)
+  }
 }
 
 class Walk {
   nodes = 0
   references = 0
-  /** Of snapshots. */
   brokenNodes = 0
   snapshots = 0
-  #isOfSnapshots = true
   readonly #batch: ReferenceBatch
+  /** In packs that came after the beginning: an old node that was lost, and pushed again meanwhile. */
+  readonly #newNodes = new NewNodes()
 
   constructor(readonly parts: RepositoryParts, readonly marks: MarkSet, readonly signal: AbortSignal) {
     this.#batch = new ReferenceBatch(parts.index, {
-      found: (kind, number, entry, rawBytes) => { marks.reach(number, entry, rawBytes) },
-      absent: (kind) => { if (kind === CHUNK_KINDS.node) this.#noteBroken(1) },
+      found: (kind, number, entry, rawBytes) => { if (!marks.reach(number, entry, rawBytes) && kind === CHUNK_KINDS.node) this.#newNodes.add(number, entry) },
+      absent: (kind) => { if (kind === CHUNK_KINDS.node) this.brokenNodes++ },
     }, signal)
   }
 
-  #noteBroken(nodes: number): void { if (this.#isOfSnapshots) this.brokenNodes += nodes }
-
-  async reachSnapshots(): Promise<void> {
+  async reachRoots(): Promise<void> {
     for await (const row of everySnapshot(this.parts.index)) {
       this.snapshots++
       await this.#batch.add(CHUNK_KINDS.node, parseChunkId(parseRecord(row).root), 0)
     }
     await this.#batch.settle()
+    const { node } = CHUNK_KINDS
+    for await (const { packNumber, inherited } of this.#pins()) {
+      const { kind } = await this.parts.index.getPack(packNumber) ?? {}
+      for (let entry = 0; entry < inherited.length * 8; entry++)
+        if (hasBit(inherited, entry) && !this.marks.reach(packNumber, entry, 0) && kind === node) this.#newNodes.add(packNumber, entry)
+    }
   }
-  /** After everything of the snapshots was expanded. What only sessions reach may be incomplete and nothing is wrong: a client sends a node before
-   *  its children, or found one present that nobody needed any more; its commit asks for all that it lists. */
-  async reachPins(): Promise<void> {
-    this.#isOfSnapshots = false
+  /** What is pinned, and not inherited, is kept for itself: a session must pin all else that it needs. So a dead node that a push was told of may lack
+   *  what it refers to without anything being damaged. */
+  async keepPinned(): Promise<void> {
+    for await (const { packNumber, pinned } of this.#pins())
+      for (let entry = 0; entry < pinned.length * 8; entry++) if (hasBit(pinned, entry)) this.marks.keep(packNumber, entry)
+  }
+  async *#pins(): AsyncGenerator<PackPinned, void, undefined> {
     for (let after: PinCursor | undefined; ;) {
       const { pins, next } = await this.parts.index.listPins(after, PINS_PER_PAGE)
-      for (const { packNumber, pinned } of pins)
-        for (let entry = 0; entry < pinned.length * 8; entry++)
-          if (hasBit(pinned, entry) && this.marks.covers(packNumber)) this.marks.reach(packNumber, entry, 0)
+      yield* pins
       if (next === undefined) return
       after = next
       this.signal.throwIfAborted()
     }
   }
+  nextPack(): PackNumber | undefined { return this.marks.nextPack() ?? this.#newNodes.nextPack() }
 
   /** Follows the references of every node of the pack that was reached and not expanded. */
   async expandPack(number: PackNumber): Promise<void> {
     const { parts, signal } = this
-    const wanted = this.marks.takeToExpand(number)
+    const wanted = this.marks.covers(number) ? this.marks.takeToExpand(number) : this.#newNodes.takeToExpand(number)
     const entries = await entriesOf(parts, number, signal)
     if (entries === undefined) {
-      this.#noteBroken(wanted.length)
+      this.brokenNodes += wanted.length
       return
     }
     const locations = locationsIn({ packNumber: number, kind: CHUNK_KINDS.node }, entries)
     for await (const { bytes, rows } of parts.reader.blocks(locations, wanted, signal)) {
       for (const row of rows) {
         const node = bytes === undefined ? undefined : nodeAt(parts, bytes, entries, row)
-        if (node === undefined) { this.#noteBroken(1); continue }
+        if (node === undefined) { this.brokenNodes++; continue }
         const { refs } = node
         this.nodes++
         this.references += refs.count

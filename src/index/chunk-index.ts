@@ -159,7 +159,8 @@ export interface ChunkIndex {
   /** Durable, in many transactions: dying in between and repeating finishes it. Drops packs that are nowhere, and their entries: the
    *  missing-query answers "missing" again, and what lived there is known as damaged. Entries of other packs that had lost to these come back by `reviveEntries`. */
   forgetPacks(packNumbers: readonly PackNumber[]): Promise<void>
-  /** Durable. Adds those entries of a pack in the index whose ids are nowhere. @returns how many. */
+  /** Durable. Adds those entries of a pack in the index whose ids are nowhere. A collection that runs is over if there are any: its marks are by
+   *  place. @returns how many. */
   reviveEntries(packNumber: PackNumber, entries: PackEntries): Promise<number>
   getPack(packNumber: PackNumber): Promise<PackRow | undefined>
   findPack(packId: PackId): Promise<PackRow | undefined>

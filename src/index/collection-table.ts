@@ -65,5 +65,5 @@ export class CollectionTable {
 }
 
 export function staleCollection(): RoostError {
-  return new RoostError('COLLECTION_STALE', 'This collection is over: the server was restarted, or another one has begun. Nothing more is removed by it.')
+  return new RoostError('COLLECTION_STALE', 'This collection is over: the server was restarted, another one has begun, or lost chunks were found again elsewhere. Nothing more is removed by it.')
 }

@@ -128,6 +128,7 @@ class MemoryIndex implements ChunkIndex {
       revived++
     }
     this.#damage.healed(entries)
+    if (revived > 0) await this.endCollection(this.#collecting)
     return revived
   }
   async getPack(number: PackNumber): Promise<PackRow | undefined> { this.#requireOpen(); return this.#packs.get(number) }

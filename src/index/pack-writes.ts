@@ -5,7 +5,7 @@ import { assert } from '../core/assert.js'
 import { CHUNK_ID_BYTES, ID_PROOF_BYTES, type PackNumber } from '../core/ids.js'
 import type { PackEntries, PackRow } from './chunk-index.js'
 import type { ChunkTable } from './chunk-table.js'
-import type { CollectionTable } from './collection-table.js'
+import { HELD, type CollectionTable } from './collection-table.js'
 import type { DamageTable } from './damage-table.js'
 import type { PackTable } from './pack-table.js'
 import type { PinTable } from './pin-table.js'
@@ -82,7 +82,7 @@ export function removePack({ packs, superseded, state, damage }: IndexTables, nu
 }
 
 /** Entries whose ids are nowhere live here from now on. @returns how many. */
-export function reviveEntries({ packs, chunks, superseded, state, damage }: IndexTables, number: PackNumber, entries: PackEntries): number {
+export function reviveEntries({ packs, chunks, superseded, state, damage, pins, collection }: IndexTables, number: PackNumber, entries: PackEntries): number {
   const pack = packs.require(number)
   assert(entries.count === pack.entryCount, 'the entries of a pack in the index')
   const dead = new Set<number>()
@@ -90,6 +90,11 @@ export function reviveEntries({ packs, chunks, superseded, state, damage }: Inde
   if (revived === 0) return 0
   superseded.keepOnly(number, dead)
   damage.healed(entries)
+  // Its marks are by place: what lives here now may be marked where it lived before.
+  if (collection.collecting !== 0) {
+    pins.drop(HELD)
+    collection.end()
+  }
   const counters = state.counters()
   counters.chunks += revived
   counters[isNodeKind(pack.kind) ? 'nodeChunks' : 'dataChunks'] += revived

@@ -5,7 +5,7 @@
  *  says which. Unreachable is not damaged: STORE_UNAVAILABLE ends the check with a failure instead of a verdict.
  */
 import { RoostError } from '../core/errors.js'
-import { parseChunkId } from '../core/ids.js'
+import { parseChunkId, parsePackId } from '../core/ids.js'
 import type { CheckOptions, MaintenanceEvent } from '../core/messages.js'
 import { rateLimiter } from '../core/rate-limit.js'
 import type { PackRow, SnapshotRow } from '../index/chunk-index.js'
@@ -41,8 +41,11 @@ export async function* checkRepository(parts: RepositoryParts, options: CheckOpt
     yield tally.note(step.value)
   }
   if (hasSeveral || heal) for await (const event of checkSmallObjects(parts, heal, signal)) yield tally.note(event)
-  if (heal) for await (const event of healPacks(parts, signal)) yield tally.note(event)
-  if (heal) for await (const event of mendedMeanwhile(parts, tally, signal)) yield tally.note(event)
+  if (heal) {
+    for await (const event of healPacks(parts, signal)) yield tally.note(event)
+    for await (const event of mendedMeanwhile(parts, tally, signal)) yield tally.note(event)
+    await tally.settle(parts)
+  }
   for await (const event of checkSnapshots(check)) yield tally.note(event)
   await parts.index.flush()
   yield { type: 'done', problems: tally.total, counts }
@@ -50,14 +53,15 @@ export async function* checkRepository(parts: RepositoryParts, options: CheckOpt
 
 /** What is wrong at the end: copies found bad and healed again do not count. */
 class Tally {
-  readonly #badCopies = new Set<string>()
+  /** Pack and target → what to ask for. */
+  readonly #badCopies = new Map<string, { readonly pack: string; readonly target: string }>()
   problems = 0
   constructor(readonly counts: { healed: number }) {}
   hasBad(packId?: string, target?: string): boolean { return packId === undefined ? this.#badCopies.size > 0 : this.#badCopies.has(`pack ${packId}@${target}`) }
   get total(): number { return this.problems + this.#badCopies.size }
   note(event: MaintenanceEvent): MaintenanceEvent {
     if (event.type === 'problem') {
-      if (event.pack !== undefined && event.target !== undefined) this.#badCopies.add(`pack ${event.pack}@${event.target}`)
+      if (event.pack !== undefined && event.target !== undefined) this.#badCopies.set(`pack ${event.pack}@${event.target}`, { pack: event.pack, target: event.target })
       else this.problems++
     } else if (event.type === 'healed') {
       this.counts.healed++
@@ -65,6 +69,11 @@ class Tally {
       else if (event.target !== 'index') this.problems--
     }
     return event
+  }
+  /** Another catching-up, which a read that stumbled had begun, may have mended some of them. */
+  async settle({ index, targets }: RepositoryParts): Promise<void> {
+    for (const [key, { pack, target }] of this.#badCopies)
+      if ((((await index.findPack(parsePackId(pack)))?.heldBy ?? 0) & (targets.all.find(({ name }) => name === target)?.bit ?? 0)) !== 0) this.#badCopies.delete(key)
   }
 }
 

@@ -60,8 +60,10 @@ async function* takeInPacks(parts: RepositoryParts, target: Target, progress: Pr
   const listing = await target.use(async (store) => store.list(PACK_PREFIX, { signal }))
   for await (const { key, bytes } of listing) {
     const packId = packIdOfKey(key)
-    if (packId === undefined || await index.isDoomed(packId)) continue
+    if (packId === undefined) continue
     const known = await index.findPack(packId)
+    // Asked in this order: a pack that leaves the index between the two is doomed.
+    if (known === undefined && await index.isDoomed(packId)) continue
     if (known === undefined) {
       const added = await addPack(parts, packId, bytes, target, signal)
       if (added instanceof RoostError) {

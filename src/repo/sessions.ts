@@ -44,6 +44,12 @@ export class Sessions {
     this.#generations.set(sessionId, generation)
     if (isWithheld) this.#parts.judge.request(wanted.snapshotId)
     const inherited = snapshot !== undefined && await this.#inheritRoot(sessionId, snapshot)
+    // gc.md: pin, THEN look again. Forgotten before the pin, the root may have lost what is below it to a collection, and would be inherited unread.
+    if (inherited && await index.getSnapshot(snapshot.snapshotId) === undefined) {
+      await this.close(sessionId)
+      if (request.kind === 'read') throw unknownSnapshot(snapshot.snapshotId)
+      return await this.open(request, caller) // with the parent of now; each turn takes somebody who forgets one
+    }
     if (request.kind === 'read' && !inherited) {
       await this.close(sessionId)
       throw new RoostError('CHUNK_MISSING', 'The root of this snapshot is not in the repository; run `roost check`.', { snapshot: snapshot!.snapshotId })

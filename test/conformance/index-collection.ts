@@ -110,6 +110,19 @@ export function collections({ open, reopen }: IndexSubject): void {
     assert.deepEqual(await presence(index, [1]), [pack.packNumber])
   })
 
+  test('a collection is over when lost entries are found again elsewhere: it may have marked them where they were', async (t) => {
+    const index = await open(t)
+    const entries = entriesOf([1])
+    const lost = await addPack(index, 1, entries)
+    const spare = await addPack(index, 2, entries)
+    const epoch = await index.beginCollection()
+    assert.equal(await index.reviveEntries(spare.packNumber, entries), 0)
+    assert.equal(await index.condemnPack(request(epoch, lost.packNumber, entries, bitmap(0))), 'needed')
+    await index.forgetPacks([lost.packNumber])
+    assert.equal(await index.reviveEntries(spare.packNumber, entries), 1)
+    await assert.rejects(index.condemnPack(request(epoch, spare.packNumber, entries)), isStale)
+  })
+
   test('entries move to their copies with every pin on them, and what has no copy and no need is condemned', async (t) => {
     const index = await open(t)
     const old = entriesOf([1, 2, 3])

@@ -16,14 +16,15 @@ byte pinned[3], held[3];          /* by the session that reads everything; by HE
 bool isOpen;
 bool listed[3];
 byte epoch, collecting;
+bool inherited, isHeld;           /* T, by the session with a parent; by HELD */
 bool isSpareUsed;
 
 #define NOTHING_LOST (!lost[T] && !lost[N] && !lost[C])
 #define ACCOUNTED(c) (live[c] != 0 || lost[c])
 #define TREE_ACCOUNTED (ACCOUNTED(T) && ACCOUNTED(N) && ACCOUNTED(C))
 
-inline check() { assert(!listed[0] && !listed[1] && !listed[2] || TREE_ACCOUNTED) }
-inline endCollection() { collecting = 0; held[T] = 0; held[N] = 0; held[C] = 0 }
+inline check() { assert(!listed[0] && !listed[1] && !listed[2] && !inherited || TREE_ACCOUNTED) }
+inline endCollection() { collecting = 0; isHeld = false; held[T] = 0; held[N] = 0; held[C] = 0 }
 
 /* ---- damage ---- */
 
@@ -107,7 +108,7 @@ gone:
   atomic { close() }
 }
 
-/* With a parent: reads nothing, commits the root it inherited. */
+/* With a parent: inherits the root, reads nothing, commits it. */
 proctype PushUnread() {
   atomic {
 #ifdef PARENT_IN_SPITE_OF_DAMAGE
@@ -115,9 +116,16 @@ proctype PushUnread() {
 #else
     if :: listed[0] && live[T] != 0 && NOTHING_LOST -> skip :: else -> goto without fi;
 #endif
-    /* It is whole now, but for damage nobody knows of yet. */
-    assert(live[T] != 0 && live[N] != 0 && live[C] != 0);
-    listed[2] = true;
+    assert(live[T] != 0 && live[N] != 0 && live[C] != 0); /* whole, but for damage nobody knows of yet */
+    inherited = true;
+    check()
+  }
+  atomic {
+    inherited = false;
+    if
+    :: listed[2] = true; isHeld = isHeld || collecting != 0
+    :: skip
+    fi;
     check()
   }
 without: skip
@@ -128,7 +136,7 @@ proctype Forget() { atomic { if :: listed[0] = false :: skip fi } }
 /* ---- the collection ---- */
 
 #define IN_SCOPE(c) (live[c] != 0 && live[c] < scope[c])
-#define NEEDED(c) (marked[c] == live[c] || pinned[c] == live[c] || held[c] == live[c])
+#define NEEDED(c) (marked[c] == live[c] || c == T && (inherited || isHeld) || pinned[c] == live[c] || held[c] == live[c])
 
 inline sweep(c) {
   atomic {
@@ -146,7 +154,7 @@ inline expand(c) {
 #ifdef SKIP_NEW_PACKS
   :: live[c] >= scope[c] -> isExpanded = false
 #endif
-  :: else -> isExpanded = false; isBroken = true
+  :: else -> isExpanded = false; isBroken = isBroken || mayBreak
   fi;
 #ifdef SKIP_NEW_PACKS
   if :: live[c] >= scope[c] -> isExpanded = false :: else fi
@@ -156,16 +164,21 @@ inline expand(c) {
 proctype Collect() {
   byte marked[3], scope[3];
   byte mine, run_;
-  bool isBroken, isExpanded;
+  bool isBroken, isExpanded, mayBreak;
   do
   :: run_ < RUNS ->
     atomic { epoch++; endCollection(); collecting = epoch; mine = epoch }
     atomic { scope[T] = next[T]; scope[N] = next[N]; scope[C] = next[C] }
     atomic {
-#ifdef EXPAND_PINNED
-      if :: listed[0] || listed[1] || listed[2] || pinned[T] != 0 -> isExpanded = true :: else -> isExpanded = false fi;
-#else
       isExpanded = listed[0] || listed[1] || listed[2];
+      mayBreak = isExpanded;
+#ifndef LOSS_BELOW_SESSIONS_IGNORED
+      mayBreak = mayBreak || inherited || isHeld;
+#endif
+      isExpanded = isExpanded || inherited || isHeld;
+#ifdef EXPAND_PINNED
+      isExpanded = isExpanded || pinned[T] != 0;
+      mayBreak = isExpanded;
 #endif
       if :: isExpanded -> marked[T] = live[T]; expand(T) :: else fi
     }
@@ -179,7 +192,7 @@ over:
     atomic {
       assert(!isBroken || rotten[N] != 0); /* nothing but damage stops a collection */
       if :: collecting == mine -> endCollection() :: else fi;
-      marked[T] = 0; marked[N] = 0; marked[C] = 0; isBroken = false; isExpanded = false; run_++
+      marked[T] = 0; marked[N] = 0; marked[C] = 0; isBroken = false; isExpanded = false; mayBreak = false; run_++
     }
   :: else -> break
   od

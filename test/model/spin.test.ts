@@ -44,6 +44,7 @@ const FAILS: readonly { readonly without: string; readonly run: readonly string[
   { without: 'locating anew what a reader had planned', run: ['gc-objects', 'CLIENTS', 'NO_READER_FENCE'] },
   { without: 'a rebuild that asks for doomed packs last', run: ['gc-objects', 'CLIENTS', 'DOOMED_ASKED_FIRST'] },
   { without: 'refusing to collect past a lost node', run: ['gc-damage', 'MARK_PAST_DAMAGE'] },
+  { without: 'refusing to collect past a lost node that only a session inherited', run: ['gc-damage', 'LOSS_BELOW_SESSIONS_IGNORED'] },
   { without: 'expanding nodes in packs that came later', run: ['gc-damage', 'SKIP_NEW_PACKS'] },
   { without: 'ending the collection when a spare copy is made live', run: ['gc-damage', 'REVIVE_KEEPS_RUN'] },
   { without: 'leaving nodes alone that are pinned and not inherited', run: ['gc-damage', 'EXPAND_PINNED'] },

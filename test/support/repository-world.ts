@@ -69,6 +69,8 @@ export interface WorldOptions {
   readonly spoolBytesMax?: number
   /** Reads that stumble change nothing: for tests that damage one thing after the other. */
   readonly isUnmended?: boolean
+  /** Between the repository and its index, as it is opened. */
+  readonly wrapIndex?: (index: ChunkIndex) => ChunkIndex
   /** Worlds of one seed make repositories of one id. */
   readonly seed?: number
 }
@@ -94,7 +96,7 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
     },
     openIndex: async () => {
       current = await index.open(clean)
-      return options.isUnmended === true ? unmended(current) : current
+      return options.wrapIndex?.(current) ?? (options.isUnmended === true ? unmended(current) : current)
     },
   })
   return { directory, effects, index, events, currentIndex: () => current!, isDead: () => effects.isDead || index.isDead(),
