@@ -237,12 +237,15 @@ inline reachPins(s) { atomic { NOTE_OPENING(s); reachPin(s, R); reachPin(s, X); 
 
 inline mark() {
   atomic { scope[R] = next[R]; scope[X] = next[X]; scope[D] = next[D]; scope[Q] = next[Q] }             /* G2 */
-  reachSnapshot(0); reachSnapshot(1);                                                                   /* G3 */
 #if SESSIONS == 2
-  reachSnapshot(2);
+  reachSnapshot(2);                                                                                     /* G3 */
+#endif
+  reachSnapshot(1); reachSnapshot(0);
+  reachPins(0);
+#if SESSIONS == 2
   reachPins(1);
 #endif
-  reachPins(0); reachPins(HELD);
+  reachPins(HELD);
   atomic { if :: HAS(expand, Q) -> follow(R); follow(D) :: else fi }
   atomic { if :: HAS(expand, R) -> follow(X) :: else fi }
 }
