@@ -34,6 +34,7 @@ export async function* collectGarbage(parts: RepositoryParts, options: CollectOp
   try {
     const marked = yield* markReachable(parts, signal) // G2, G3
     requireWhole(marked, options)
+    if (epoch !== undefined) await parts.lineage.advance(index) // an older index relies on what is deleted from here on
     yield* new Collection(parts, options, marked, signal).run(epoch)
   } finally {
     // G9. After an abort the repository may be closed already: the next opening of its index ends the collection.

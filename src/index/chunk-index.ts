@@ -253,11 +253,17 @@ export interface ChunkIndex {
   /** Durable. Whether packs and snapshots of the target have been taken in completely (see rebuild). */
   setComplete(complete: boolean): Promise<void>
   isComplete(): Promise<boolean>
+  /** Undefined until it was set. */
+  lineage(): Promise<IndexLineage | undefined>
+  /** Durable. */
+  setLineage(lineage: IndexLineage): Promise<void>
   /** Waits until everything visible is durable. */
   flush(): Promise<void>
   /** Flushes and marks the close as clean, unless `clean` is false: the next open is as after a crash. Idempotent. */
   close(clean?: boolean): Promise<void>
 }
 
+/** Which line of indexes of the repository this one belongs to, and how far it has come. */
+export interface IndexLineage { readonly instance: string; readonly sequence: number }
 /** What an index is bound to; opening one that is bound to another repository is refused with INDEX_CORRUPT. */
 export interface IndexIdentity { readonly repositoryId: string; readonly formatVersion: number }

@@ -10,7 +10,7 @@ import { placedRow } from './pack-places.js'
 import { staleCollection } from './collection-table.js'
 import { DamageMemory } from './damage-memory.js'
 import { ENTRY_STATES, REF_STATES, type ChunkIndex, type CondemnRequest, type CondemnResult, type DamagedChunk, type DamageState, type DoomedPack,
-  type EvacuateRequest, type EvacuateResult, type VerifiedPack, type IndexTotals, type Locations, type MoveRequest,
+  type EvacuateRequest, type EvacuateResult, type IndexLineage, type VerifiedPack, type IndexTotals, type Locations, type MoveRequest,
   type PackEntries, type PackPinned, type PackPins, type PinCursor, type PackPlaces, type PackRow,
   type RefState, type SessionRow, type SnapshotRow } from './chunk-index.js'
 
@@ -30,6 +30,7 @@ class MemoryIndex implements ChunkIndex {
   #nextPackNumber = 1
   #nextSequence = 1
   #complete = false
+  #lineage: IndexLineage | undefined
   #closed = false
   readonly #packs = new Map<number, PackRow>()
   readonly #chunks = new Map<ChunkKey, Entry>()
@@ -396,6 +397,8 @@ class MemoryIndex implements ChunkIndex {
   async listVerified(after: number, limit: number): Promise<VerifiedPack[]> { this.#requireOpen(); return this.#damage.listVerified(after, limit) }
 
   async setComplete(complete: boolean): Promise<void> { this.#requireOpen(); this.#complete = complete }
+  async lineage(): Promise<IndexLineage | undefined> { this.#requireOpen(); return this.#lineage }
+  async setLineage(lineage: IndexLineage): Promise<void> { this.#requireOpen(); this.#lineage = lineage }
   async isComplete(): Promise<boolean> { this.#requireOpen(); return this.#complete }
   async flush(): Promise<void> { this.#requireOpen() }
   async close(): Promise<void> { this.#closed = true }

@@ -1,12 +1,12 @@
 /** The few rows about the index itself: what it is bound to, its counters, whether it was closed and is complete. */
 import { RoostError } from '../core/errors.js'
-import type { IndexIdentity } from './chunk-index.js'
+import type { IndexIdentity, IndexLineage } from './chunk-index.js'
 import { corrupt } from './checksum.js'
 import { FRESH_COUNTERS, decodeCounters, encodeCounters, encodeJsonRow, sealRow, unsealRow, type Counters } from './row-codec.js'
 import type { Table } from './table.js'
 
 const KEYS = { identity: Buffer.from('identity'), counters: Buffer.from('counters'), clean: Buffer.from('clean'),
-  complete: Buffer.from('complete') } as const
+  complete: Buffer.from('complete'), lineage: Buffer.from('lineage') } as const
 type Flag = 'clean' | 'complete'
 
 export class StateTable {
@@ -36,6 +36,12 @@ export class StateTable {
   putCounters(counters: Counters): void {
     this.#table.putSync(KEYS.counters, encodeCounters(KEYS.counters, counters))
   }
+
+  lineage(): IndexLineage | undefined {
+    const row = this.#table.getBinary(KEYS.lineage)
+    return row === undefined ? undefined : JSON.parse(unsealRow('state', KEYS.lineage, row).toString('utf8')) as IndexLineage
+  }
+  putLineage(lineage: IndexLineage): void { this.#table.putSync(KEYS.lineage, encodeJsonRow('state', KEYS.lineage, lineage)) }
 
   flag(name: Flag): boolean {
     const row = this.#table.getBinary(KEYS[name])

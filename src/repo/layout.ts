@@ -10,6 +10,8 @@ export const SNAPSHOT_PREFIX = 'snapshots/'
 export const KEY_SLOT_PREFIX = 'keys/'
 /** Written again and again while a target takes nothing, to see when it does. */
 export const PROBE_KEY: ObjectKey = 'probe'
+/** How far the repository's index has come: tells old copies of it from the present one. */
+export const LINEAGE_KEY: ObjectKey = 'lineage.json'
 /** Names of deleted snapshots that some target may still hold. */
 export const TOMBSTONE_PREFIX = 'tombstones/'
 

@@ -21,6 +21,7 @@ import { openStore } from '../store/open-store.js'
 import { addKeyfileSlot, KEYFILE_BYTES, openSlot, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
 import { openKnown, rememberHeader } from './known-header.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
+import { Lineage } from './lineage.js'
 import { LocalRepository, type Collector } from './local-repository.js'
 import { PackMender } from './care/pack-mender.js'
 import { SnapshotJudge } from './care/snapshot-judge.js'
@@ -155,9 +156,12 @@ export async function openRepository(directory: string, deps: OpenRepositoryDeps
   let isRecovered = false
   try {
     const unlocked = await unlock(directory, config, store, deps)
-    index = await openIndexOf(directory, config.repositoryId, deps)
-    parts = await assembleParts({ directory, config, unlocked, targets, store, index }, deps)
+    const { lineageKey: key } = deriveRepositoryKeys(unlocked.masterKey)
+    const lineage = new Lineage({ directory, repositoryId: config.repositoryId, key, targets, store, effects: deps.effects, random: deps.random })
+    index = await openPresentIndex(directory, config, lineage, deps)
+    parts = await assembleParts({ directory, config, unlocked, targets, store, index, lineage }, deps)
     await recoverRepository(parts)
+    if (await index.isComplete()) await lineage.advanceIfPossible(index)
     isRecovered = true
     return new LocalRepository(parts, unlocked.masterKey, join(directory, KEYFILE_NAME), ({ url, slot }) => openTarget(directory, url, true, slot, deps), deps.collector)
   } catch (error) {
@@ -172,6 +176,23 @@ export async function openRepository(directory: string, deps: OpenRepositoryDeps
     await store.close()
     throw error
   }
+}
+
+/** An old copy is set aside: nothing of it is mixed in, and `rebuild` makes the index anew. @throws {RoostError} INDEX_CORRUPT when another old one is there then */
+async function openPresentIndex(directory: string, config: LocalConfig, lineage: Lineage, deps: OpenRepositoryDeps): Promise<ChunkIndex> {
+  const old = await openIndexOf(directory, config.repositoryId, deps)
+  if (await lineage.fits(old)) return old
+  await old.close()
+  const error = new RoostError('INDEX_CORRUPT', 'This index is older than the repository: a copy of before was put back, or another server has worked on the repository since. ' +
+    'It was set aside as "index.damaged"; run `roost rebuild`.', { repository: config.name })
+  await setIndexAside(directory)
+  const fresh = await openIndexOf(directory, config.repositoryId, deps)
+  if (await fresh.isComplete()) {
+    await fresh.close()
+    throw error
+  }
+  deps.report(config.name, { type: 'damage', error, pack: '' })
+  return fresh
 }
 
 interface Unlocked { readonly header: RepositoryHeader; readonly headerBytes: Buffer; readonly masterKey: Buffer }
@@ -200,7 +221,7 @@ async function unlock(directory: string, config: LocalConfig, store: ObjectStore
 /** False for an error that says nothing of what the targets hold. */
 const isAnswer = (error: unknown): boolean => !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')
 
-interface Opened { directory: string; config: LocalConfig; unlocked: Unlocked; targets: TargetSet; store: ObjectStore; index: ChunkIndex }
+interface Opened { directory: string; config: LocalConfig; unlocked: Unlocked; targets: TargetSet; store: ObjectStore; index: ChunkIndex; lineage: Lineage }
 async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<RepositoryParts> {
   const { directory, config, targets, store, index } = opened
   const { pool, clock, random, effects, spoolBytesMax } = deps
@@ -244,7 +265,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
     report: (error, row) => { onDamage(error, row); care.mender?.request(row.packNumber) },
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
   const parts: Omit<RepositoryParts, 'mender'> = { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
-    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims, judge: new SnapshotJudge({ index, reader }),
+    keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims, judge: new SnapshotJudge({ index, reader }), lineage: opened.lineage,
     doomed, spooledSnapshots, snapshotLocks, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
   const mender = care.mender = new PackMender(parts)

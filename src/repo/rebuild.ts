@@ -46,6 +46,7 @@ export async function* rebuildIndex(parts: RepositoryParts, signal: AbortSignal)
   yield { type: 'progress', phase: 'packs', done: counts.packs, total: counts.packs }
   yield* forgetLostPacks(parts, progress, signal)
   yield* takeInSnapshots(parts, progress, signal)
+  await parts.lineage.advanceIfPossible(parts.index, true)
   await parts.index.setComplete(true)
   await parts.index.flush()
   yield { type: 'progress', phase: 'snapshots', done: counts.snapshots, total: counts.snapshots }

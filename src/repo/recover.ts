@@ -8,15 +8,16 @@ import { open, readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { hasCode, RoostError } from '../core/errors.js'
 import { streamingDigest } from '../core/hash.js'
-import { parsePackId, type PackId } from '../core/ids.js'
+import { parsePackId, type PackId, type SnapshotId } from '../core/ids.js'
 import type { PackRow } from '../index/chunk-index.js'
+import { lackingOf } from './care/snapshot-judge.js'
 import { bytesBody } from '../store/bytes-body.js'
 import { everySnapshot } from './every-snapshot.js'
 import { packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { readPackSelf } from './read-trailer.js'
 import { adoptSnapshot } from './adopt-snapshot.js'
-import { decodeSnapshotObject, encodeSnapshotObject, toSnapshotRow } from './snapshot-format.js'
+import { decodeSnapshotObject, encodeSnapshotObject, parseRecord, toSnapshotRow } from './snapshot-format.js'
 import { SpooledSnapshots } from './spooled-snapshots.js'
 import type { Target } from './targets/target.js'
 import { maskOf } from './targets/target-set.js'
@@ -173,6 +174,19 @@ async function recoverSpooledRows(parts: RepositoryParts, counts: Counts): Promi
   }
 }
 
+/** A snapshot is written after its packs are in the index. When the index does not know them, it is not the one that was there then: an older copy
+ *  of it was put back, and only a rebuild makes it whole. */
+async function requirePresent(parts: RepositoryParts, id: SnapshotId): Promise<void> {
+  const { index } = parts
+  const row = await index.getSnapshot(id)
+  if (row === undefined || (await index.damageState()).chunks > 0 || !await index.isComplete()) return
+  const { count } = await lackingOf(parts, parseRecord(row).root, new AbortController().signal)
+  if (count === 0) return
+  await index.setComplete(false)
+  parts.report({ type: 'damage', pack: '', error: new RoostError('INDEX_CORRUPT',
+    'The index does not know packs that a snapshot on the target needs: it is older than the repository. Run `roost rebuild`.', { snapshot: id }) })
+}
+
 /** A crash between W5 and W6 leaves a whole snapshot on the target that the index does not know: it was verified before it was written, so it
  *  is taken in. A row whose object is gone (a delete cut short, or loss) gets its object back: nobody loses a snapshot to a crash. */
 async function reconcileSnapshots(parts: RepositoryParts, counts: Counts): Promise<void> {
@@ -182,7 +196,10 @@ async function reconcileSnapshots(parts: RepositoryParts, counts: Counts): Promi
     if (id === undefined || await index.getSnapshot(id) !== undefined) continue
     const adopted = await adoptSnapshot(parts, id)
     if (adopted instanceof RoostError) parts.report({ type: 'damage', pack: '', error: adopted })
-    else if (adopted) counts.snapshotsAdopted++
+    else if (adopted) {
+      await requirePresent(parts, id)
+      counts.snapshotsAdopted++
+    }
   }
   for await (const row of everySnapshot(index)) {
     const id = row.snapshotId

@@ -16,6 +16,7 @@ export interface RepositoryKeys {
   /** Mother of the per-pack keys. */
   readonly packKey: Buffer
   readonly snapshotKey: Buffer
+  readonly lineageKey: Buffer
   /** Ed25519: signs snapshots. */
   readonly signing: KeyPair
   /** Authenticates what is kept of policies, protections and locks. */
@@ -34,6 +35,7 @@ export function deriveRepositoryKeys(masterKey: Buffer): RepositoryKeys {
     dedupKey: deriveKey('roost v1 dedup key', masterKey),
     packKey: deriveKey('roost v1 pack key', masterKey),
     snapshotKey: deriveKey('roost v1 snapshot key', masterKey),
+    lineageKey: deriveKey('roost v1 lineage key', masterKey),
     signing: signingKeysFromSeed(deriveKey('roost v1 signing seed', masterKey)),
     retentionKey: deriveKey('roost v1 retention key', masterKey),
     gearSeed: deriveKey('roost v1 gear seed', masterKey),

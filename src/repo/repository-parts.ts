@@ -11,6 +11,7 @@ import type { ObjectStore } from '../store/object-store.js'
 import type { PackMender } from './care/pack-mender.js'
 import type { SnapshotJudge } from './care/snapshot-judge.js'
 import type { DoomedPacks } from './doomed-packs.js'
+import type { Lineage } from './lineage.js'
 import type { PackClaims } from './pack-claims.js'
 import type { Retention } from './retention/retention.js'
 import type { PackIntake } from './pack-intake.js'
@@ -42,6 +43,7 @@ export interface RepositoryParts {
   readonly claims: PackClaims
   readonly mender: PackMender
   readonly judge: SnapshotJudge
+  readonly lineage: Lineage
   readonly doomed: DoomedPacks
   readonly spooledSnapshots: SpooledSnapshots
   readonly retention: Retention

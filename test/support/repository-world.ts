@@ -67,6 +67,8 @@ export interface WorldOptions {
   readonly clock?: Clock
   readonly commitWaitMs?: number
   readonly spoolBytesMax?: number
+  /** LMDB, in the folder, instead of one in memory that cannot be cut. */
+  readonly isIndexOnDisk?: boolean
   /** Reads that stumble change nothing: for tests that damage one thing after the other. */
   readonly isUnmended?: boolean
   /** Between the repository and its index, as it is opened. */
@@ -94,10 +96,10 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
       const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random })
       return wrapTarget?.(store, url) ?? store
     },
-    openIndex: async () => {
+    ...(options.isIndexOnDisk === true ? {} : { openIndex: async () => {
       current = await index.open(clean)
       return options.wrapIndex?.(current) ?? (options.isUnmended === true ? unmended(current) : current)
-    },
+    } }),
   })
   return { directory, effects, index, events, currentIndex: () => current!, isDead: () => effects.isDead || index.isDead(),
     create: (request) => createRepository(directory, { name: 'world', ...request }, depsFor(true)),

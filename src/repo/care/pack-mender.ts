@@ -182,7 +182,8 @@ export class PackMender {
     return lost + read.whole === 0 ? { outcome: 'unneeded' } : { outcome: 'mended', lost, fresh, moved: read.whole }
   }
   async #evacuate(request: EvacuateRequest): Promise<void> {
-    const { index, targets, doomed } = this.#parts
+    const { index, targets, doomed, lineage } = this.#parts
+    if (request.then === 'doom') await lineage.advance(index) // before anything is deleted that an older index relies on
     await targets.removePack(request.packNumber, async () => {
       const result = await index.evacuatePack(request)
       return result !== 'evacuated' ? 'needed' : request.then === 'keep' ? 'kept' : 'condemned'
