@@ -150,10 +150,12 @@ async function* checkSnapshots(check: PackCheck): AsyncGenerator<MaintenanceEven
     counts.snapshots++
     const problemOf = (error: RoostError): Problem => ({ type: 'problem', code: error.code, message: error.message, snapshot: snapshotId, source, receivedAtMs })
     const { generation } = await index.damageState()
-    const signed = await readSnapshot(parts, snapshotId)
+    // Between changes of it: one that is being deleted has lost its object before its row.
+    const signed = await parts.snapshotLocks.run(snapshotId, async () =>
+      await index.getSnapshot(snapshotId) === undefined || parts.spooledSnapshots.has(snapshotId) ? undefined : await readSnapshot(parts, snapshotId))
     const lacking = await lackingOf(check, row, whole, counts)
     if (await index.getSnapshot(snapshotId) === undefined) continue // deleted meanwhile: nobody promises its chunks any more
-    if (signed instanceof RoostError && !parts.spooledSnapshots.has(snapshotId)) yield problemOf(signed)
+    if (signed instanceof RoostError) yield problemOf(signed)
     if (lacking instanceof RoostError) {
       areAllWhole = false
       yield problemOf(lacking)

@@ -2,7 +2,7 @@
 import { join } from 'node:path'
 import { systemClock } from '../../src/core/clock.js'
 import type { RepositoryId } from '../../src/core/ids.js'
-import type { ChunkIndex } from '../../src/index/chunk-index.js'
+import type { ChunkIndex, IndexLineage } from '../../src/index/chunk-index.js'
 import { openMemoryIndex } from '../../src/index/memory-index.js'
 import { createRepository, openRepository, type OpenRepositoryDeps } from '../../src/repo/open-repository.js'
 import { createMemoryStore, type MemoryStore } from '../../src/store/memory-store.js'
@@ -22,6 +22,8 @@ export interface Template {
   readonly repositoryId: RepositoryId
   readonly packKey: Buffer
   readonly content: Content
+  /** Of the index that made it: those of the runs are its successors. */
+  readonly lineage: IndexLineage
 }
 let made: Promise<Template> | undefined
 export const template = (): Promise<Template> => made ??= makeTemplate()
@@ -51,6 +53,7 @@ async function makeTemplate(): Promise<Template> {
   await repository.addTarget({ name: 'other', url: 'memory:other' })
   for await (const event of repository.backfillTarget('other', new AbortController().signal)) void event
   const { dedupKey } = await repository.openSession({ kind: 'push', source: 's', mode: 'files', parent: null }, { tokenId: 't' })
+  const lineage = (await index.lineage())!
   await repository.close()
-  return { files, objects: { main: stores.main.objects, other: stores.other.objects }, repositoryId, packKey, content: new Content(Buffer.from(dedupKey, 'hex')) }
+  return { lineage, files, objects: { main: stores.main.objects, other: stores.other.objects }, repositoryId, packKey, content: new Content(Buffer.from(dedupKey, 'hex')) }
 }

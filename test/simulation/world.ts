@@ -75,10 +75,10 @@ export class World {
       const parent = existsSync('/dev/shm') ? '/dev/shm' : tmpdir()
       this.#lmdbDirectory ??= mkdtempSync(join(parent, 'roost-simulation-'))
       this.#index = await openLmdbIndex({ directory: this.#lmdbDirectory, identity: { repositoryId: this.template.repositoryId, formatVersion: 1 } })
-      if (isFirst) await this.#index.setComplete(true)
+      if (isFirst) await this.#inherit(this.#index)
     } else if (this.#index === undefined) {
       this.#index = openMemoryIndex()
-      await this.#index.setComplete(true)
+      await this.#inherit(this.#index)
     } else {
       // What opening an index does: after a crash no session is left, and no collection ever is.
       if (!this.#endedClean) for (const { sessionId } of await this.#index.listSessions()) await this.#index.closeSession(sessionId)
@@ -95,6 +95,10 @@ export class World {
       } })
   }
 
+  async #inherit(index: ChunkIndex): Promise<void> {
+    await index.setLineage(this.template.lineage)
+    await index.setComplete(true)
+  }
   /** Who was suspended while another process took over must not take anything away any more. */
   async #judge(life: Life, name: string, result: Promise<unknown>): Promise<unknown> {
     if (!TAKES_PACKS.has(name)) return await result
