@@ -1,7 +1,7 @@
 /** Decides the fate of every pack (docs/gc.md G4). Pure: the same inputs give the same plan; a dry run is this and a printer. */
 import { assert } from '../core/assert.js'
 import { CHUNK_KINDS, type ChunkKind, type PackId, type PackNumber } from '../core/ids.js'
-import { LIMITS, MiB } from '../core/limits.js'
+import { LIMITS } from '../core/limits.js'
 
 export interface PackFacts {
   readonly packNumber: PackNumber
@@ -61,4 +61,4 @@ const isSmall = (pack: PackFacts, { smallShare }: PlanPolicy): boolean =>
 const percent = (share: number): string => `${Math.floor(share * 1000) / 10} %`
 
 /** So much is copied before old packs are switched: enough for full packs, little to repeat after a crash. */
-export const REPACK_BATCH_BYTES = 4 * Math.max(LIMITS.dataPackBytesTarget, MiB)
+export const REPACK_BATCH_BYTES = 4 * LIMITS.dataPackBytesTarget
