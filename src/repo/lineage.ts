@@ -49,7 +49,7 @@ export class Lineage {
   }
 
   /** The next number: from here on, copies of before are old. With `isNew`, under a name of its own, for an index that was just made.
-   *  @throws {RoostError} STORE_UNAVAILABLE; STORE_REFUSED when too few targets took it */
+   *  @throws {RoostError} STORE_UNAVAILABLE; STORE_REFUSED when no target took it */
   async advance(index: ChunkIndex, isNew = false): Promise<void> {
     const own = await index.lineage()
     const sequence = Math.max(own?.sequence ?? 0, (await this.#known())?.sequence ?? 0) + 1
@@ -57,7 +57,10 @@ export class Lineage {
     await index.setLineage({ instance, sequence })
     const bytes = this.#encode({ instance, sequence })
     await replaceFile(join(this.#deps.directory, FILE_NAME), bytes, this.#deps.effects)
-    await this.#deps.store.put(LINEAGE_KEY, bytesBody(bytes), { ...ONCE, replace: true })
+    await this.#deps.store.put(LINEAGE_KEY, bytesBody(bytes), { ...ONCE, replace: true }).catch(async (error: unknown) => {
+      // Fewer than the write policy asks for: one that knows it is enough to tell an old index, and packs may go though a target is away.
+      if (!(error instanceof RoostError) || ((await this.#knownOnTargets())?.sequence ?? 0) < sequence) throw error
+    })
   }
   /** At an opening, targets may be away: the file beside the index has it then. */
   async advanceIfPossible(index: ChunkIndex, isNew = false): Promise<void> {
@@ -67,14 +70,17 @@ export class Lineage {
   }
 
   async #known(): Promise<IndexLineage | undefined> {
-    const { directory, targets } = this.#deps
-    const found = [this.#decode(await readFile(join(directory, FILE_NAME)).catch((error: unknown) => { if (isErrno(error, 'ENOENT')) return undefined; throw error }))]
-    for (const target of targets.readable)
+    const beside = this.#decode(await readFile(join(this.#deps.directory, FILE_NAME)).catch((error: unknown) => { if (isErrno(error, 'ENOENT')) return undefined; throw error }))
+    return highest([beside, await this.#knownOnTargets()])
+  }
+  async #knownOnTargets(): Promise<IndexLineage | undefined> {
+    const found: (IndexLineage | undefined)[] = []
+    for (const target of this.#deps.targets.readable)
       found.push(this.#decode(await target.use((store) => readObject(store)).catch((error: unknown) => {
         if (error instanceof RoostError) return undefined // away, or damaged: it says nothing
         throw error
       })))
-    return found.reduce((best, one) => (best === undefined || (one !== undefined && one.sequence > best.sequence) ? one : best), undefined)
+    return highest(found)
   }
 
   #encode({ instance, sequence }: IndexLineage): Buffer {
@@ -96,6 +102,9 @@ export class Lineage {
   }
 }
 
+function highest(found: readonly (IndexLineage | undefined)[]): IndexLineage | undefined {
+  return found.reduce((best, one) => (best === undefined || (one !== undefined && one.sequence > best.sequence) ? one : best), undefined)
+}
 async function readObject(store: ObjectStore): Promise<Buffer | undefined> {
   const facts = await store.head(LINEAGE_KEY, ONCE)
   return facts === undefined ? undefined : await store.getRange(LINEAGE_KEY, { offset: 0, bytes: Math.min(facts.bytes, OBJECT_BYTES_MAX) }, ONCE)
