@@ -2,14 +2,15 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { test, type TestContext } from 'node:test'
-import { hasCode } from '../../src/core/errors.js'
+import { hasCode, RoostError } from '../../src/core/errors.js'
 import { hashChunk } from '../../src/core/hash.js'
-import { CHUNK_KINDS, parseSnapshotId, type SessionId } from '../../src/core/ids.js'
+import { CHUNK_KINDS, parseSessionId, parseSnapshotId, type SessionId } from '../../src/core/ids.js'
 import type { CollectOptions, MaintenanceEvent } from '../../src/core/messages.js'
 import { encodeNode, NODE_TYPES } from '../../src/core/node-format.js'
 import type { ChunkIndex } from '../../src/index/chunk-index.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
-import { buildTree, buildWorld, chunksOf, commitRequest, frameBody, never, openPush, pushTree, restoreTree, type Chunk, type Tree, type World } from '../support/repository-world.js'
+import type { ObjectStore } from '../../src/store/object-store.js'
+import { buildTree, buildWorld, chunksOf, commitRequest, frameBody, never, openPush, pushTree, readIds, restoreTree, type Chunk, type Tree, type World } from '../support/repository-world.js'
 
 interface Setting {
   readonly world: World
@@ -17,11 +18,19 @@ interface Setting {
   readonly index: ChunkIndex
   /** Runs once, before the next call of that method. */
   before(method: keyof ChunkIndex, work: () => Promise<void>): void
+  /** The target refuses deletions from now on, or not any more. */
+  holdObjects(isHeld: boolean): void
 }
 async function setUp(t: TestContext): Promise<Setting> {
   let index: ChunkIndex | undefined
   const hooks = new Map<string, () => Promise<void>>()
-  const world = await buildWorld(t, undefined, { wrapIndex: (opened) => {
+  let isHeld = false
+  const refusing = (store: ObjectStore): ObjectStore => new Proxy(store, { get: (target, name: keyof ObjectStore) => {
+    const method = target[name] as unknown
+    if (isHeld && (name === 'delete' || name === 'deleteMany')) return () => Promise.reject(new RoostError('STORE_REFUSED', 'held here', { key: 'this one' }))
+    return typeof method === 'function' ? method.bind(target) as unknown : method
+  } })
+  const world = await buildWorld(t, refusing, { wrapIndex: (opened) => {
     index = opened
     return new Proxy(opened, { get: (target, name: keyof ChunkIndex) => {
       const method = target[name] as unknown
@@ -37,9 +46,9 @@ async function setUp(t: TestContext): Promise<Setting> {
   await world.create()
   const repository = await world.open(true)
   t.after(() => repository.close())
-  return { world, repository, index: index!, before: (method, work) => { hooks.set(method, work) } }
+  return { world, repository, index: index!, before: (method, work) => { hooks.set(method, work) }, holdObjects: (held) => { isHeld = held } }
 }
-const chunks = (count: number): Buffer[] => Array.from({ length: count }, () => randomBytes(5_000))
+const chunks = (count: number, bytes = 5_000): Buffer[] => Array.from({ length: count }, () => randomBytes(bytes))
 const forget = (repository: LocalRepository, id: string): Promise<void> => repository.deleteSnapshot(parseSnapshotId(id))
 const nodeId = (key: Buffer, bytes: Buffer): Buffer => hashChunk(key, bytes, CHUNK_KINDS.node).subarray(0, 32)
 
@@ -150,6 +159,44 @@ test('a snapshot that is forgotten while a session opens to read it is unknown',
   before('inheritRefs', () => forget(repository, id))
   await assert.rejects(repository.openSession({ kind: 'read', snapshot: id }, { tokenId: 't' }), (error) => hasCode(error, 'SNAPSHOT_UNKNOWN'))
   assert.equal((await repository.stats()).sessionsOpen, 0)
+})
+
+test('a read that has located its chunks reads on when their pack is written anew and deleted under it', async (t) => {
+  const { repository, before } = await setUp(t)
+  const shared = chunks(340, 60_000) // more than the cache of opened blocks holds
+  const { session, key } = await openPush(repository)
+  const both = buildTree(key, [...shared, ...chunks(170, 60_000)])
+  const parts = chunksOf(both)
+  for (let at = 0; at < parts.length; at += 100) await put(repository, session, key, parts.slice(at, at + 100))
+  const gone = (await repository.commit(session, commitRequest(key, both), never)).snapshot.id
+  const second = await openPush(repository, 'second')
+  for (const bytes of shared) assert.equal(await isPresent(repository, second.session, hashChunk(key, bytes, CHUNK_KINDS.data)), true)
+  const tree = buildTree(key, shared)
+  await put(repository, second.session, key, [nodeOf(tree.root)])
+  const kept = (await repository.commit(second.session, commitRequest(key, tree), never)).snapshot.id
+  await forget(repository, gone)
+  const reader = parseSessionId((await repository.openSession({ kind: 'read', snapshot: kept }, { tokenId: 't' })).sessionId)
+  await readIds(repository, reader, nodeId(key, tree.root))
+  let repacked = 0
+  before('inspectRefs', async () => { repacked = (await finish(collect(repository)))['packsRepacked']! })
+  const ids = Buffer.concat(shared.map((bytes) => hashChunk(key, bytes, CHUNK_KINDS.data).subarray(0, 32)))
+  const read = await readIds(repository, reader, ids)
+  assert.ok(repacked > 0, 'the probe itself works')
+  assert.ok(read.every(({ bytes }, i) => bytes.equals(shared[i]!)))
+})
+
+test('packs that a target does not let go of are asked for again, and a rebuild does not take them in', async (t) => {
+  const { repository, holdObjects } = await setUp(t)
+  await pushTree(repository, chunks(1))
+  const before = (await repository.stats()).packs
+  await forget(repository, await pushTree(repository, chunks(1)))
+  holdObjects(true)
+  const held = await finish(collect(repository))
+  assert.deepEqual([held['deletionsRefused'], held['packsDoomed']], [2, 2])
+  for await (const event of repository.rebuild(never)) assert.notEqual(event.type, 'problem')
+  assert.equal((await repository.stats()).packs, before)
+  holdObjects(false)
+  assert.equal((await finish(collect(repository)))['packsDoomed'], 0)
 })
 
 test('a dead node that a session found is no damage, though what it lists is gone', async (t) => {

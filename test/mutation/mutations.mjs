@@ -6,6 +6,8 @@ const PROTOCOL = ['hostile/protocol.test.ts']
 const TREES = ['hostile/trees.test.ts']
 const DAMAGE = ['hostile/damage.test.ts']
 const RESTORE = ['client/restore.test.ts']
+const GC = ['gc/field-accidents.test.ts', 'gc/collect.test.ts']
+const INDEX = ['index/lmdb-index.test.ts']
 const RETENTION = ['repo/retention/retention.test.ts', 'repo/retention/witnessed-time.test.ts']
 
 export const MUTATIONS = [
@@ -30,6 +32,22 @@ export const MUTATIONS = [
   { name: 'proof: a push session reads data', file: 'src/repo/read-chunks.ts', from: "if (session.kind === 'push' && locations.kinds[i] === CHUNK_KINDS.data)", to: 'if (false)', tests: PROTOCOL },
   { name: 'proof: a session answers to any token', file: 'src/server/gate.ts', from: 'if (session.tokenId !== principal.tokenId)', to: 'if (false)', tests: PROTOCOL },
   { name: 'proof: a parent of any source', file: 'src/repo/sessions.ts', from: 'if (parent === undefined || parent.source !== request.source)', to: 'if (parent === undefined)', tests: PROTOCOL },
+
+  // Collection (docs/gc.md): what the model takes away, taken from the code.
+  { name: 'collection: a pack goes though a session pins it', file: 'src/index/collection-writes.ts', from: ' || pins.some(({ bits }) => hasBit(bits.pinned, entry))', to: '', tests: INDEX },
+  { name: 'collection: pins end with the commit', file: 'src/index/lmdb-index.ts', from: 'if (this.#collection.collecting !== 0) this.#pins.give(key, HELD)', to: '', tests: INDEX },
+  { name: 'collection: the root of a forgotten snapshot is not held', file: 'src/index/lmdb-index.ts', from: 'const live = this.#collection.collecting === 0 ? undefined : this.#chunks.position(root)',
+    to: 'const live = undefined', tests: INDEX },
+  { name: 'collection: an overtaken one goes on', file: 'src/index/collection-table.ts', from: 'if (this.collecting !== epoch) throw staleCollection()', to: '', tests: INDEX },
+  { name: 'collection: an overtaken one goes on (in memory)', file: 'src/index/memory-index.ts', from: 'if (this.#collecting !== epoch) throw staleCollection()', to: '', tests: GC },
+  { name: 'collection: entries move to packs that are not there', file: 'src/index/collection-writes.ts', from: 'if (to !== undefined && packs.get(packOfPosition(to)) !== undefined)', to: 'if (to !== undefined)', tests: INDEX },
+  { name: 'collection: revived entries do not end it', file: 'src/index/pack-writes.ts', from: 'if (collection.collecting !== 0) {', to: 'if (false) {', tests: INDEX },
+  { name: 'collection: no second look at the parent', file: 'src/repo/sessions.ts', from: 'if (inherited && await index.getSnapshot(snapshot.snapshotId) === undefined)', to: 'if (false)', tests: GC },
+  { name: 'collection: inherited pins are not followed', file: 'src/gc/mark.ts', from: 'if (hasBit(inherited, entry) && !this.marks.reach(', to: 'if (false && !this.marks.reach(', tests: GC },
+  { name: 'collection: nodes in later packs are not followed', file: 'src/gc/mark.ts', from: '&& kind === CHUNK_KINDS.node) this.#newNodes.add(number, entry) },', to: '&& false) return },', tests: GC },
+  { name: 'collection: goes on past lost nodes', file: 'src/gc/collect.ts', from: 'if (brokenNodes === 0 || acceptDamage === true) return', to: 'return', tests: GC },
+  { name: 'collection: a reader does not locate anew', file: 'src/repo/read-chunks.ts', from: 'if (block.isGone === true) {', to: 'if (false) {', tests: GC },
+  { name: 'collection: a rebuild takes in doomed packs', file: 'src/repo/rebuild.ts', from: 'if (known === undefined && await index.isDoomed(packId)) continue', to: '', tests: GC },
 
   // Retention.
   { name: 'retention: protection binds nobody', file: 'src/repo/retention/locks.ts', from: 'if (holds.isProtected(row.snapshotId))', to: 'if (false)', tests: RETENTION },
