@@ -7,6 +7,7 @@ import { registerGc } from './commands/gc.js'
 import { registerJobs } from './commands/jobs.js'
 import { registerKey } from './commands/key.js'
 import { registerMaintenance } from './commands/maintenance.js'
+import { registerNbd } from './commands/nbd.js'
 import { registerRepo } from './commands/repo.js'
 import { registerRestore } from './commands/restore.js'
 import { registerRetention } from './commands/retention.js'
@@ -54,7 +55,7 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .configureOutput({ writeOut: (text) => { runtime.stdout.write(text) }, writeErr: (text) => { runtime.stderr.write(text) } })
     .exitOverride()
   const registry: Registry = { program, runtime, finish }
-  for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore,
+  for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore, registerNbd,
     registerGc, registerMaintenance, registerJobs, registerRetention, registerTarget, registerKey]) register(registry)
   return program
 }

@@ -94,9 +94,9 @@ export class RoostWorld {
     return jsonLines((await this.ok([...args, '--json'], options)).stdout)
   }
   /** Starts a command and leaves it to the caller (to be killed). */
-  start(args: readonly string[]): ChildProcess {
+  start(args: readonly string[], stdio: 'ignore' | 'pipe' = 'ignore'): ChildProcess {
     const [command, ...rest] = roostCommand(args)
-    return spawn(command!, rest, { stdio: 'ignore', env: this.#environment({}), cwd: this.directory })
+    return spawn(command!, rest, { stdio, env: this.#environment({}), cwd: this.directory })
   }
   async close(): Promise<void> {
     await this.killServer()
