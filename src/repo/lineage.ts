@@ -16,6 +16,7 @@ import type { FileEffects } from '../store/file-effects.js'
 import type { ObjectStore } from '../store/object-store.js'
 import { replaceFile } from '../store/replace-file.js'
 import { LINEAGE_KEY } from './layout.js'
+import type { Target } from './targets/target.js'
 import type { TargetSet } from './targets/target-set.js'
 
 const FILE_NAME = 'lineage.json'
@@ -62,6 +63,13 @@ export class Lineage {
       if (!(error instanceof RoostError) || ((await this.#knownOnTargets())?.sequence ?? 0) < sequence) throw error
     })
   }
+  /** Brings a target that was away or emptied to the number of now. @returns how many objects it wrote. */
+  async syncTo(target: Target, signal: AbortSignal): Promise<number> {
+    const known = await this.#known()
+    if (known === undefined || ((await this.#knownOn(target))?.sequence ?? 0) >= known.sequence) return 0
+    await target.change((store) => store.put(LINEAGE_KEY, bytesBody(this.#encode(known)), { signal, replace: true }))
+    return 1
+  }
   /** At an opening, targets may be away: the file beside the index has it then. */
   async advanceIfPossible(index: ChunkIndex, isNew = false): Promise<void> {
     await this.advance(index, isNew).catch((error: unknown) => {
@@ -75,12 +83,14 @@ export class Lineage {
   }
   async #knownOnTargets(): Promise<IndexLineage | undefined> {
     const found: (IndexLineage | undefined)[] = []
-    for (const target of this.#deps.targets.readable)
-      found.push(this.#decode(await target.use((store) => readObject(store)).catch((error: unknown) => {
-        if (error instanceof RoostError) return undefined // away, or damaged: it says nothing
-        throw error
-      })))
+    for (const target of this.#deps.targets.readable) found.push(await this.#knownOn(target))
     return highest(found)
+  }
+  async #knownOn(target: Target): Promise<IndexLineage | undefined> {
+    return this.#decode(await target.use((store) => readObject(store)).catch((error: unknown) => {
+      if (error instanceof RoostError) return undefined // away, or damaged: it says nothing
+      throw error
+    }))
   }
 
   #encode({ instance, sequence }: IndexLineage): Buffer {

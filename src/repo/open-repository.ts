@@ -240,7 +240,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
   const spooledSnapshots = new SpooledSnapshots({ spoolDirectory, effects, clock, uploads, store, locks: snapshotLocks, retainUntilMs })
   const claims = new PackClaims()
   const doomed = new DoomedPacks({ index, targets, report: (error, pack) => { report({ type: 'deletion-refused', error, pack }) } })
-  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, retention, snapshotLocks, report: onDamage,
+  const catchUp = new CatchUp({ targets, store, index, repositoryId, headerBytes, retention, lineage: opened.lineage, snapshotLocks, report: onDamage,
     isUploading: (row) => uploads.isWaiting(row.packNumber),
     copying: { targets, claims, index, retainUntilMs, spoolFile: (row) => uploads.spoolFile(row.packNumber), onDamage: (error, row) => { onDamage(error, row) } },
     snapshotObject: async (id) => {

@@ -9,6 +9,7 @@ import type { ObjectKey, ObjectStore } from '../../store/object-store.js'
 import { everySnapshot } from '../every-snapshot.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, slotIdOfKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, TOMBSTONE_PREFIX, tombstoneIdOfKey } from '../layout.js'
 import { readRepositoryHeader } from '../repository-header.js'
+import type { Lineage } from '../lineage.js'
 import type { Retention } from '../retention/retention.js'
 import type { Target } from './target.js'
 import type { TargetSet } from './target-set.js'
@@ -25,6 +26,7 @@ export interface MetadataParts {
   /** The exact bytes of the repository's header. */
   readonly headerBytes: Buffer
   readonly retention: Retention
+  readonly lineage: Lineage
   readonly snapshotLocks: KeyedMutex<SnapshotId>
   /** A snapshot's object, made anew from its index row; undefined when it is not to be on targets yet, or not there. */
   snapshotObject(id: SnapshotId): Promise<Buffer | undefined>
@@ -38,6 +40,7 @@ export async function syncMetadata(parts: MetadataParts, target: Target, signal:
     written += await copySmall(parts, target, KEY_SLOT_PREFIX, (key) => slotIdOfKey(key) !== undefined, signal)
     written += await copySmall(parts, target, TOMBSTONE_PREFIX, (key) => tombstoneIdOfKey(key) !== undefined, signal)
     written += await parts.retention.syncTo(target, signal)
+    written += await parts.lineage.syncTo(target, signal)
     await applyTombstones(parts, target, signal)
     if (await parts.index.isComplete()) written += await putSnapshots(parts, target, signal)
     return written
