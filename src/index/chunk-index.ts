@@ -257,6 +257,9 @@ export interface ChunkIndex {
   lineage(): Promise<IndexLineage | undefined>
   /** Durable. */
   setLineage(lineage: IndexLineage): Promise<void>
+  checkpoints(): Promise<CheckpointState>
+  /** Durable. */
+  setCheckpoints(state: CheckpointState): Promise<void>
   /** Waits until everything visible is durable. */
   flush(): Promise<void>
   /** Flushes and marks the close as clean, unless `clean` is false: the next open is as after a crash. Idempotent. */
@@ -265,5 +268,10 @@ export interface ChunkIndex {
 
 /** Which line of indexes of the repository this one belongs to, and how far it has come. */
 export interface IndexLineage { readonly instance: string; readonly sequence: number }
+/** Checkpoints on the targets. Packs come in nearly the order of their numbers: `watermark` is the highest that is in one, `recent` are those shortly below it that are. */
+export interface CheckpointState {
+  readonly watermark: number; readonly recent: readonly number[]
+  readonly checkpoints: readonly { readonly id: string; readonly packs: number; readonly bytes: number }[]
+}
 /** What an index is bound to; opening one that is bound to another repository is refused with INDEX_CORRUPT. */
 export interface IndexIdentity { readonly repositoryId: string; readonly formatVersion: number }

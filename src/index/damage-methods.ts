@@ -1,6 +1,6 @@
 /** The part of the embedded index that knows damage and care; the rest of it extends this. */
 import type { PackNumber, SnapshotId } from '../core/ids.js'
-import type { DamagedChunk, DamageState, EvacuateRequest, EvacuateResult, IndexLineage, PackEntries, PackRow, VerifiedPack } from './chunk-index.js'
+import type { CheckpointState, DamagedChunk, DamageState, EvacuateRequest, EvacuateResult, IndexLineage, PackEntries, PackRow, VerifiedPack } from './chunk-index.js'
 import { evacuatePack, inspectEntries, markDamaged } from './damage-writes.js'
 import type { IndexTables } from './pack-writes.js'
 import type { SnapshotTable } from './snapshot-table.js'
@@ -49,5 +49,7 @@ export abstract class DamageMethods {
   }
   async lineage(): Promise<IndexLineage | undefined> { return this.read(() => this.tables.state.lineage()) }
   async setLineage(lineage: IndexLineage): Promise<void> { await this.writeDurably(() => { this.tables.state.putLineage(lineage) }) }
+  async checkpoints(): Promise<CheckpointState> { return this.read(() => this.tables.state.checkpoints()) }
+  async setCheckpoints(state: CheckpointState): Promise<void> { await this.writeDurably(() => { this.tables.state.putCheckpoints(state) }) }
   async listVerified(after: number, limit: number): Promise<VerifiedPack[]> { return this.read(() => this.tables.damage.listVerified(after, limit)) }
 }

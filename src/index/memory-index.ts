@@ -10,7 +10,7 @@ import { placedRow } from './pack-places.js'
 import { staleCollection } from './collection-table.js'
 import { DamageMemory } from './damage-memory.js'
 import { ENTRY_STATES, REF_STATES, type ChunkIndex, type CondemnRequest, type CondemnResult, type DamagedChunk, type DamageState, type DoomedPack,
-  type EvacuateRequest, type EvacuateResult, type IndexLineage, type VerifiedPack, type IndexTotals, type Locations, type MoveRequest,
+  type CheckpointState, type EvacuateRequest, type EvacuateResult, type IndexLineage, type VerifiedPack, type IndexTotals, type Locations, type MoveRequest,
   type PackEntries, type PackPinned, type PackPins, type PinCursor, type PackPlaces, type PackRow,
   type RefState, type SessionRow, type SnapshotRow } from './chunk-index.js'
 
@@ -31,6 +31,7 @@ class MemoryIndex implements ChunkIndex {
   #nextSequence = 1
   #complete = false
   #lineage: IndexLineage | undefined
+  #checkpoints: CheckpointState = { watermark: 0, recent: [], checkpoints: [] }
   #closed = false
   readonly #packs = new Map<number, PackRow>()
   readonly #chunks = new Map<ChunkKey, Entry>()
@@ -399,6 +400,8 @@ class MemoryIndex implements ChunkIndex {
   async setComplete(complete: boolean): Promise<void> { this.#requireOpen(); this.#complete = complete }
   async lineage(): Promise<IndexLineage | undefined> { this.#requireOpen(); return this.#lineage }
   async setLineage(lineage: IndexLineage): Promise<void> { this.#requireOpen(); this.#lineage = lineage }
+  async checkpoints(): Promise<CheckpointState> { this.#requireOpen(); return this.#checkpoints }
+  async setCheckpoints(state: CheckpointState): Promise<void> { this.#requireOpen(); this.#checkpoints = state }
   async isComplete(): Promise<boolean> { this.#requireOpen(); return this.#complete }
   async flush(): Promise<void> { this.#requireOpen() }
   async close(): Promise<void> { this.#closed = true }

@@ -1,12 +1,13 @@
 /** The few rows about the index itself: what it is bound to, its counters, whether it was closed and is complete. */
 import { RoostError } from '../core/errors.js'
-import type { IndexIdentity, IndexLineage } from './chunk-index.js'
+import type { CheckpointState, IndexIdentity, IndexLineage } from './chunk-index.js'
 import { corrupt } from './checksum.js'
 import { FRESH_COUNTERS, decodeCounters, encodeCounters, encodeJsonRow, sealRow, unsealRow, type Counters } from './row-codec.js'
 import type { Table } from './table.js'
 
 const KEYS = { identity: Buffer.from('identity'), counters: Buffer.from('counters'), clean: Buffer.from('clean'),
-  complete: Buffer.from('complete'), lineage: Buffer.from('lineage') } as const
+  complete: Buffer.from('complete'), lineage: Buffer.from('lineage'),
+  checkpoints: Buffer.from('checkpoints') } as const
 type Flag = 'clean' | 'complete'
 
 export class StateTable {
@@ -42,6 +43,12 @@ export class StateTable {
     return row === undefined ? undefined : JSON.parse(unsealRow('state', KEYS.lineage, row).toString('utf8')) as IndexLineage
   }
   putLineage(lineage: IndexLineage): void { this.#table.putSync(KEYS.lineage, encodeJsonRow('state', KEYS.lineage, lineage)) }
+
+  checkpoints(): CheckpointState {
+    const row = this.#table.getBinary(KEYS.checkpoints)
+    return row === undefined ? { watermark: 0, recent: [], checkpoints: [] } : JSON.parse(unsealRow('state', KEYS.checkpoints, row).toString('utf8')) as CheckpointState
+  }
+  putCheckpoints(state: CheckpointState): void { this.#table.putSync(KEYS.checkpoints, encodeJsonRow('state', KEYS.checkpoints, state)) }
 
   flag(name: Flag): boolean {
     const row = this.#table.getBinary(KEYS[name])

@@ -43,6 +43,7 @@ export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions,
     return { isPut, row }
   })
   sessions.forget(sessionId)
+  parts.checkpoints.wake()
   if (damagedChunks > 0) await parts.index.noteWhole(row.snapshotId, generation)
   if (isPut) return { snapshot: toWireSnapshot(row), alreadyCommitted: false }
   parts.spooledSnapshots.wake()

@@ -10,6 +10,10 @@ export const SNAPSHOT_PREFIX = 'snapshots/'
 export const KEY_SLOT_PREFIX = 'keys/'
 /** Written again and again while a target takes nothing, to see when it does. */
 export const PROBE_KEY: ObjectKey = 'probe'
+/** What packs' trailers say, many packs an object: a cache. */
+export const CHECKPOINT_PREFIX = 'checkpoints/'
+export const checkpointKey = (id: string): ObjectKey => `${CHECKPOINT_PREFIX}${id}`
+export function checkpointIdOfKey(key: ObjectKey): string | undefined { return /^checkpoints\/([0-9a-f]{64})$/.exec(key)?.[1] }
 /** How far the repository's index has come: tells old copies of it from the present one. */
 export const LINEAGE_KEY: ObjectKey = 'lineage.json'
 /** Names of deleted snapshots that some target may still hold. */

@@ -205,11 +205,12 @@ export class LocalRepository implements Repository {
     return this.#closed ??= this.#close()
   }
   async #close(): Promise<void> {
-    const { intake, uploads, catchUp, doomed, mender, judge, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending, retention } = this.#parts
+    const { intake, uploads, catchUp, doomed, mender, judge, checkpoints, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending, retention } = this.#parts
     this.#stop.abort(new DOMException('the repository is closing', 'AbortError'))
     await this.#exclusive?.step
     await mender.close()
     await judge.close()
+    await checkpoints.close()
     await intake.flush()
     // What the targets do not take in time stays in the spool; the next start uploads it.
     const isHopeless = targets.active.every(({ takesPacks }) => !takesPacks)

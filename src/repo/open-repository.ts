@@ -21,6 +21,7 @@ import { openStore } from '../store/open-store.js'
 import { addKeyfileSlot, KEYFILE_BYTES, openSlot, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
 import { openKnown, rememberHeader } from './known-header.js'
 import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
+import { Checkpoints, type CheckpointsOptions } from './checkpoints/checkpoints.js'
 import { Lineage } from './lineage.js'
 import { LocalRepository, type Collector } from './local-repository.js'
 import { PackMender } from './care/pack-mender.js'
@@ -56,6 +57,7 @@ export interface OpenRepositoryDeps {
   readonly environment?: Readonly<Record<string, string | undefined>>
   readonly commitWaitMs: number
   readonly zstdLevel: number
+  readonly checkpoints?: CheckpointsOptions
   report(repository: string, event: RepositoryEvent): void
   /** Collection stands on the repository, so it is given from above. */
   readonly collector?: Collector
@@ -167,6 +169,7 @@ export async function openRepository(directory: string, deps: OpenRepositoryDeps
   } catch (error) {
     await parts?.mender.close()
     await parts?.judge.close()
+    await parts?.checkpoints.close()
     await parts?.uploads.close()
     await parts?.spooledSnapshots.close()
     await parts?.catchUp.close()
@@ -264,12 +267,13 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
   const reader = new PackReader({ index, targets, uploads, pool, packKey: keys.packKey, dedupKey: keys.dedupKey,
     report: (error, row) => { onDamage(error, row); care.mender?.request(row.packNumber) },
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
-  const parts: Omit<RepositoryParts, 'mender'> = { name: config.name, repositoryId, createdAtMs: header.createdAtMs, chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
+  const parts: Omit<RepositoryParts, 'mender' | 'checkpoints'> = { name: config.name, repositoryId, createdAtMs: header.createdAtMs,
+    chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
     keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims, judge: new SnapshotJudge({ index, reader }), lineage: opened.lineage,
     doomed, spooledSnapshots, snapshotLocks, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }
   const mender = care.mender = new PackMender(parts)
-  return { ...parts, mender }
+  return { ...parts, mender, checkpoints: new Checkpoints(parts, deps.checkpoints) }
 }
 
 /** A read found copies that are missing or damaged, and a whole one: the index forgets the bad ones, which makes the catch-up write them anew. */

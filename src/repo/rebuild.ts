@@ -1,14 +1,18 @@
 /** Makes the index anew from the targets alone: pack trailers first, then snapshots. Safe to run on a live index: it adds what is missing, and
  *  forgets packs that no target has any more.
  *
- *  Reads kilobytes a pack. A damaged pack or snapshot is reported and skipped; the rest comes back. Repeating it resumes: packs
+ *  Reads checkpoints, and kilobytes of a pack that is in none. Memory: 36 bytes a pack of a target's listing.
+ *  A damaged pack or snapshot is reported and skipped; the rest comes back. Repeating it resumes: packs
  *  that the index holds already are not read again. Every target must answer (or be disabled): absence is not guessed.
  */
-import { RoostError } from '../core/errors.js'
+import { hasCode, RoostError } from '../core/errors.js'
 import type { PackNumber, SnapshotId } from '../core/ids.js'
 import type { MaintenanceEvent } from '../core/messages.js'
 import type { PackRow } from '../index/chunk-index.js'
-import { PACK_PREFIX, packIdOfKey, packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, tombstoneKey } from './layout.js'
+import { coveredBy, readCheckpoint } from './checkpoints/checkpoints.js'
+import { PackListing } from './checkpoints/pack-listing.js'
+import { CHECKPOINT_PREFIX, checkpointIdOfKey, checkpointKey, PACK_PREFIX, packIdOfKey, packKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, tombstoneKey } from './layout.js'
+import { placeEntries } from './pack-format.js'
 import { isPackDamage, packSources, targetSource } from './pack-sources.js'
 import { readPackSelf } from './read-trailer.js'
 import { readSnapshot } from './read-snapshot.js'
@@ -18,7 +22,7 @@ import { parseRecord } from './snapshot-format.js'
 import type { Target } from './targets/target.js'
 
 const ROWS_PER_PAGE = 500
-interface Counts { packs: number; packsAdded: number; packsForgotten: number; snapshots: number; snapshotsAdded: number }
+interface Counts { packs: number; packsAdded: number; packsOfCheckpoints: number; packsForgotten: number; snapshots: number; snapshotsAdded: number }
 interface Progress {
   readonly counts: Counts
   /** Which packs each target listed whole: those need no further question. */
@@ -40,7 +44,7 @@ class PackNumbers {
 }
 
 export async function* rebuildIndex(parts: RepositoryParts, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
-  const counts: Counts = { packs: 0, packsAdded: 0, packsForgotten: 0, snapshots: 0, snapshotsAdded: 0 }
+  const counts: Counts = { packs: 0, packsAdded: 0, packsOfCheckpoints: 0, packsForgotten: 0, snapshots: 0, snapshotsAdded: 0 }
   const progress: Progress = { counts, listed: new Map(), problems: 0 }
   for (const target of parts.targets.readable) yield* takeInPacks(parts, target, progress, signal)
   yield { type: 'progress', phase: 'packs', done: counts.packs, total: counts.packs }
@@ -48,6 +52,7 @@ export async function* rebuildIndex(parts: RepositoryParts, signal: AbortSignal)
   yield* takeInSnapshots(parts, progress, signal)
   await parts.lineage.advanceIfPossible(parts.index, true)
   await parts.index.setComplete(true)
+  parts.checkpoints.wake(true)
   await parts.index.flush()
   yield { type: 'progress', phase: 'snapshots', done: counts.snapshots, total: counts.snapshots }
   yield { type: 'done', problems: progress.problems, counts: { ...counts } }
@@ -58,10 +63,11 @@ async function* takeInPacks(parts: RepositoryParts, target: Target, progress: Pr
   const { counts } = progress
   const listed = new PackNumbers()
   progress.listed.set(target, listed)
-  const listing = await target.use(async (store) => store.list(PACK_PREFIX, { signal }))
-  for await (const { key, bytes } of listing) {
-    const packId = packIdOfKey(key)
-    if (packId === undefined) continue
+  const list = await listPacksOn(target, signal)
+  yield* takeInCheckpoints(parts, target, list, progress, signal)
+  let done = 0
+  for (const { packId, bytes } of list) {
+    done++
     const known = await index.findPack(packId)
     // Asked in this order: a pack that leaves the index between the two is doomed.
     if (known === undefined && await index.isDoomed(packId)) continue
@@ -80,8 +86,54 @@ async function* takeInPacks(parts: RepositoryParts, target: Target, progress: Pr
       if ((known.heldBy & target.bit) === 0) await targets.place(known.packNumber, { add: target.bit })
       if (target === targets.readable[0]) counts.packs++
     }
-    if (counts.packs % 32 === 0) yield { type: 'progress', phase: 'packs', done: counts.packs, total: 0 }
+    if (done % 32 === 0) yield { type: 'progress', phase: `packs on ${target.name}`, done, total: list.count }
   }
+}
+async function listPacksOn(target: Target, signal: AbortSignal): Promise<PackListing> {
+  const list = new PackListing()
+  for await (const { key, bytes } of await target.use(async (store) => store.list(PACK_PREFIX, { signal }))) {
+    const packId = packIdOfKey(key)
+    if (packId !== undefined) list.add(packId, bytes)
+  }
+  return list
+}
+/** Packs that a checkpoint names, if this target has them: no request for each. What is wrong with one costs time, nothing else. */
+async function* takeInCheckpoints(parts: RepositoryParts, target: Target, list: PackListing, progress: Progress, signal: AbortSignal): AsyncIterable<MaintenanceEvent> {
+  const { index } = parts
+  const { counts } = progress
+  const read: { id: string; packs: number; bytes: number }[] = []
+  const taken: number[] = []
+  const keys: { id: string; bytes: number }[] = []
+  for await (const { key, bytes } of await target.use(async (store) => store.list(CHECKPOINT_PREFIX, { signal }))) {
+    const id = checkpointIdOfKey(key)
+    if (id !== undefined) keys.push({ id, bytes })
+  }
+  for (const { id, bytes } of keys) {
+    signal.throwIfAborted()
+    let packs
+    try { packs = await target.use((store) => readCheckpoint(store, id, parts)) } catch (error) {
+      if (!hasCode(error, 'REPOSITORY_CORRUPT')) throw error
+      progress.problems++
+      yield { type: 'problem', code: 'REPOSITORY_CORRUPT', message: `${error.message} It is passed over, and removed: packs say the same themselves.`, target: target.name }
+      await target.change((store) => store.delete(checkpointKey(id), { signal })).catch((failure: unknown) => { if (!(failure instanceof RoostError)) throw failure })
+      continue
+    }
+    let number = await index.reservePackNumbers(Math.max(1, packs.length)) as number
+    for (const { packId, kind, storedBytes, blocks, idProofs, rawBytes } of packs) {
+      if (list.bytesOf(packId) !== storedBytes || await index.findPack(packId) !== undefined || await index.isDoomed(packId)) continue
+      const entries = placeEntries(blocks, idProofs, rawBytes)
+      const row: PackRow = { packNumber: number++ as PackNumber, packId, kind, state: 'stored', storedBytes,
+        rawBytes: rawBytes.reduce((sum, one) => sum + one, 0), entryCount: entries.count, heldBy: target.bit }
+      taken.push(await index.addPack(row, entries, []))
+      parts.targets.noteAdded(row)
+      counts.packsAdded++
+      counts.packsOfCheckpoints++
+    }
+    read.push({ id, packs: packs.length, bytes })
+    yield { type: 'progress', phase: `checkpoints on ${target.name}`, done: read.length, total: keys.length }
+  }
+  // What comes after them has higher numbers, and is for the next checkpoint.
+  if (read.length > 0 && (await index.checkpoints()).checkpoints.length === 0) await index.setCheckpoints({ ...coveredBy(taken, 0), checkpoints: read })
 }
 async function addPack(parts: RepositoryParts, packId: PackRow['packId'], bytes: number, target: Target, signal: AbortSignal): Promise<PackNumber | RoostError> {
   const { index, keys, repositoryId } = parts

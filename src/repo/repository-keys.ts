@@ -17,6 +17,7 @@ export interface RepositoryKeys {
   readonly packKey: Buffer
   readonly snapshotKey: Buffer
   readonly lineageKey: Buffer
+  readonly checkpointKey: Buffer
   /** Ed25519: signs snapshots. */
   readonly signing: KeyPair
   /** Authenticates what is kept of policies, protections and locks. */
@@ -36,6 +37,7 @@ export function deriveRepositoryKeys(masterKey: Buffer): RepositoryKeys {
     packKey: deriveKey('roost v1 pack key', masterKey),
     snapshotKey: deriveKey('roost v1 snapshot key', masterKey),
     lineageKey: deriveKey('roost v1 lineage key', masterKey),
+    checkpointKey: deriveKey('roost v1 checkpoint key', masterKey),
     signing: signingKeysFromSeed(deriveKey('roost v1 signing seed', masterKey)),
     retentionKey: deriveKey('roost v1 retention key', masterKey),
     gearSeed: deriveKey('roost v1 gear seed', masterKey),

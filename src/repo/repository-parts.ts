@@ -11,6 +11,7 @@ import type { ObjectStore } from '../store/object-store.js'
 import type { PackMender } from './care/pack-mender.js'
 import type { SnapshotJudge } from './care/snapshot-judge.js'
 import type { DoomedPacks } from './doomed-packs.js'
+import type { Checkpoints } from './checkpoints/checkpoints.js'
 import type { Lineage } from './lineage.js'
 import type { PackClaims } from './pack-claims.js'
 import type { Retention } from './retention/retention.js'
@@ -44,6 +45,7 @@ export interface RepositoryParts {
   readonly mender: PackMender
   readonly judge: SnapshotJudge
   readonly lineage: Lineage
+  readonly checkpoints: Checkpoints
   readonly doomed: DoomedPacks
   readonly spooledSnapshots: SpooledSnapshots
   readonly retention: Retention

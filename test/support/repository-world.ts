@@ -67,6 +67,7 @@ export interface WorldOptions {
   readonly clock?: Clock
   readonly commitWaitMs?: number
   readonly spoolBytesMax?: number
+  readonly checkpoints?: OpenRepositoryDeps['checkpoints']
   /** LMDB, in the folder, instead of one in memory that cannot be cut. */
   readonly isIndexOnDisk?: boolean
   /** Reads that stumble change nothing: for tests that damage one thing after the other. */
@@ -96,6 +97,7 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
       const store = await openFileStore({ directory: url.slice('file:'.length), effects, create, clock, random })
       return wrapTarget?.(store, url) ?? store
     },
+    ...(options.checkpoints === undefined ? {} : { checkpoints: options.checkpoints }),
     ...(options.isIndexOnDisk === true ? {} : { openIndex: async () => {
       current = await index.open(clean)
       return options.wrapIndex?.(current) ?? (options.isUnmended === true ? unmended(current) : current)

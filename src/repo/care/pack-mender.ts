@@ -28,7 +28,7 @@ export type MendOutcome =
   /** `lost`: chunks known as damaged with it, old and new. `fresh`: those not known before. `moved`: chunks that have copies now. */
   | { readonly outcome: 'mended'; readonly lost: number; readonly fresh: number; readonly moved: number }
 
-type MenderParts = Omit<RepositoryParts, 'mender'>
+type MenderParts = Omit<RepositoryParts, 'mender' | 'checkpoints'>
 
 interface Inside {
   /** Packed ids of what lives in the pack, and where. */
