@@ -185,7 +185,7 @@ async function lackingOf({ parts, mark, signal }: PackCheck, row: SnapshotRow, w
   try {
     return await walkForDamage({ index, whole, readNode: read, onNode: () => { counts.nodes++ }, signal }, parseChunkId(parseRecord(row).root))
   } catch (error) {
-    if (!(error instanceof RoostError) || error.code === 'STORE_UNAVAILABLE' || error.code === 'STORE_REFUSED') throw error
+    if (!(error instanceof RoostError) || signal.aborted || error.code === 'STORE_UNAVAILABLE' || error.code === 'STORE_REFUSED') throw error
     return error
   }
 }

@@ -28,12 +28,13 @@ export async function recoverRepository(parts: RepositoryParts): Promise<void> {
   await recoverSpool(parts, counts)
   await recoverSpooledSnapshots(parts, counts)
   const mustReconcile = !parts.index.openedClean && await parts.index.isComplete()
+  const doubtful = await doubtfulRows(parts)
   try {
-    await recoverSpooledRows(parts, counts)
+    await recoverDoubtful(parts, doubtful, counts)
     if (mustReconcile) await reconcileSnapshots(parts, counts)
   } catch (error) {
     if (isAnswer(error)) throw error
-    finishLater(parts, mustReconcile)
+    finishLater(parts, doubtful, mustReconcile)
   }
   if (Object.values(counts).some((count) => count > 0)) parts.report({ type: 'recovered', counts })
   parts.spooledSnapshots.wake()
@@ -45,11 +46,11 @@ const isAnswer = (error: unknown): boolean => !hasCode(error, 'STORE_UNAVAILABLE
 
 /** What needs the targets waits until one answers. Until then the rows in doubt hold up every commit (they are announced), and the index is
  *  not closed as clean. */
-function finishLater(parts: RepositoryParts, mustReconcile: boolean): void {
+function finishLater(parts: RepositoryParts, doubtful: PackRow[], mustReconcile: boolean): void {
   parts.pending.recovery = async () => {
     const counts = { unfinishedPacks: 0, uploadsResumed: 0, packsAdded: 0, damagedSpoolFiles: 0, packsFoundOnTarget: 0, packsNowhere: 0,
       snapshotsAdopted: 0, snapshotsRewritten: 0 }
-    await recoverSpooledRows(parts, counts)
+    await recoverDoubtful(parts, doubtful, counts)
     if (mustReconcile) await reconcileSnapshots(parts, counts)
     parts.pending.recovery = undefined
     if (Object.values(counts).some((count) => count > 0)) parts.report({ type: 'recovered', counts })
@@ -139,12 +140,11 @@ async function recoverSpooledSnapshots(parts: RepositoryParts, counts: Counts): 
   }
 }
 
-/** Rows that say `spooled` though the spool has no such file: the upload landed and its note did not, or the spool was lost. A pack that
- *  is nowhere is forgotten, so that clients send its chunks again. */
-async function recoverSpooledRows(parts: RepositoryParts, counts: Counts): Promise<void> {
-  const { index, targets, uploads } = parts
-  if ((await index.totals()).spooledPacks === 0) return
+/** Rows that say `spooled` though the spool has no such file: the upload landed and its note did not, or the spool was lost. Looked for before
+ *  anything is served: later, a pack on its way into the spool's queue looks like one of them. */
+async function doubtfulRows({ index, uploads }: RepositoryParts): Promise<PackRow[]> {
   const doubtful: PackRow[] = []
+  if ((await index.totals()).spooledPacks === 0) return doubtful
   for (let after = 0; ;) {
     const rows = await index.listPacks(after, 1000)
     if (rows.length === 0) break
@@ -152,7 +152,12 @@ async function recoverSpooledRows(parts: RepositoryParts, counts: Counts): Promi
     for (const row of rows) if (row.state === 'spooled' && uploads.spoolFile(row.packNumber) === undefined) doubtful.push(row)
   }
   for (const row of doubtful) uploads.announce(row)
-  for (const row of doubtful) {
+  return doubtful
+}
+/** A pack that is nowhere is forgotten, so that clients send its chunks again. What is settled leaves `doubtful`. */
+async function recoverDoubtful(parts: RepositoryParts, doubtful: PackRow[], counts: Counts): Promise<void> {
+  const { index, targets, uploads } = parts
+  for (let row = doubtful[0]; row !== undefined; row = doubtful[0]) {
     const holders: Target[] = []
     for (const target of targets.readable) {
       const facts = await target.use((store) => store.head(packKey(row.packId)))
@@ -171,6 +176,7 @@ async function recoverSpooledRows(parts: RepositoryParts, counts: Counts): Promi
       targets.noteForgotten(row)
     }
     uploads.withdraw(row.packNumber)
+    doubtful.shift()
   }
 }
 

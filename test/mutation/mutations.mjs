@@ -1,5 +1,7 @@
 // One broken line each (`and`: more, where one alone changes nothing): where, what, and which test files must notice. `from` occurs exactly
 // once in its file.
+import { GC_MUTATIONS } from './gc-mutations.mjs'
+
 const PACK = ['repo/pack-format.test.ts', 'formats/formats.test.ts']
 const CRASH = ['repo/pack-writer.test.ts', 'crash/push-crash.test.ts']
 const PROTOCOL = ['hostile/protocol.test.ts']
@@ -11,6 +13,8 @@ const INDEX = ['index/lmdb-index.test.ts']
 const RETENTION = ['repo/retention/retention.test.ts', 'repo/retention/witnessed-time.test.ts']
 
 export const MUTATIONS = [
+  ...GC_MUTATIONS,
+
   // The pack codec.
   { name: 'pack: every block under one nonce', file: 'src/repo/pack-format.ts', from: 'nonce.writeUInt32LE(offset, 0)', to: 'nonce.writeUInt32LE(0, 0)', tests: PACK },
   { name: 'pack: trailer and block share a label', file: 'src/repo/pack-format.ts', from: 'nonce.writeUInt32LE(label, 8)', to: 'nonce.writeUInt32LE(0, 8)', tests: PACK },

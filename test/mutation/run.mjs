@@ -11,7 +11,7 @@ import { join, resolve } from 'node:path'
 import { MUTATIONS } from './mutations.mjs'
 
 const ROOT = resolve(import.meta.dirname ?? new URL('.', import.meta.url).pathname, '..', '..')
-const TEST_TIMEOUT_MS = 240_000
+const TEST_TIMEOUT_MS = 400_000
 const words = process.argv.slice(2)
 const chosen = MUTATIONS.filter(({ name }) => words.length === 0 || words.some((word) => name.includes(word)))
 

@@ -25,6 +25,7 @@ interface Session { readonly id: SessionId; readonly reply: OpenSessionReply }
 
 const STATISTICS = { files: 1, directories: 1, others: 0, sourceBytes: 1, bytesRead: 1, chunksTotal: 3, chunksSent: 3, bytesSent: 1, bytesOnWire: 1, errors: 0, durationMs: 1, cpuMs: 1 }
 const ATTEMPTS_MAX = 6
+const labels = (items: readonly Item[]): string => items.map(({ label }) => label).join(', ') || 'nothing'
 /** A client that gives up what it was about: the server said a thing that it may say. */
 class GivesUp extends Error { override readonly name = 'GivesUp' }
 
@@ -49,6 +50,7 @@ export class Client {
       }
     }
   }
+  #note(text: string): void { this.context.scheduler.note(`${this.context.name} ${text}`) }
   #pause(name: string): Promise<void> { return this.context.scheduler.pause('client', `${this.context.name} ${name}`) }
 
   /** Repeats what may be repeated. @throws {GivesUp}; SESSION_LOST and what else the caller must judge */
@@ -92,6 +94,7 @@ export class Client {
   }
   async #open(request: Parameters<World['repository']['openSession']>[0]): Promise<Session> {
     const reply = await this.#ask('open', (repository) => repository.openSession(request, { tokenId: this.context.name }))
+    this.#note(`has session ${reply.sessionId.slice(0, 8)}`)
     return { id: parseSessionId(reply.sessionId), reply }
   }
   /** Reads some of the parent's nodes: what they list need not be asked for nor sent. */
@@ -137,7 +140,9 @@ export class Client {
   }
   async #findMissing({ id }: Session, items: readonly Item[]): Promise<Item[]> {
     const bits = await this.#ask('missing', (repository) => repository.findMissing(id, Buffer.concat(items.map(({ idProof }) => idProof))))
-    return items.filter((_, i) => hasBit(bits, i))
+    const missing = items.filter((_, i) => hasBit(bits, i))
+    this.#note(`asked for ${labels(items)}: lacking ${labels(missing)}`)
+    return missing
   }
   /** What must come again. */
   async #put({ id }: Session, items: readonly Item[]): Promise<Item[]> {
@@ -147,6 +152,7 @@ export class Client {
       if (verdict !== FRAME_VERDICTS.stored && verdict !== FRAME_VERDICTS.duplicate && verdict !== FRAME_VERDICTS.retry)
         throw new SimulationFailure(`a whole chunk (${items[i]!.label}) was refused with verdict ${verdict}`)
     })
+    this.#note(`sent ${items.map(({ label }, i) => `${label} ${['stored', 'duplicate', '', '', 'again'][verdicts[i]!]}`).join(', ')}`)
     return items.filter((_, i) => verdicts[i] === FRAME_VERDICTS.retry)
   }
   /** Away for long: hours pass, others go on, and then it goes on where it was. */
@@ -244,6 +250,10 @@ export class Client {
 
   // ——— forgetting ———
 
+  /** Forgets a snapshot, if there is one, and the server lets it. */
+  async forgetOne(): Promise<void> {
+    await this.#forget().catch((error: unknown) => { if (!(error instanceof GivesUp)) throw error })
+  }
   async #forget(): Promise<void> {
     const { model, random } = this.context
     const id = random.pick([...model.snapshots].filter(([, { state }]) => state !== 'forgotten').map(([one]) => one))

@@ -24,7 +24,7 @@ export interface Profile {
   /** What happens to the world, and how often relative to the rest. */
   readonly environment: ReadonlyMap<EnvironmentEvent, number>
 }
-export const ENVIRONMENT_EVENTS = ['crash', 'crash-in-write', 'power-loss', 'restart', 'outage', 'damage', 'clock', 'check', 'heal', 'rebuild', 'collect', 'crash-in-collection', 'suspension'] as const
+export const ENVIRONMENT_EVENTS = ['crash', 'crash-in-write', 'power-loss', 'restart', 'outage', 'damage', 'clock', 'check', 'heal', 'rebuild', 'collect', 'crash-in-collection', 'crash-at-call', 'suspension'] as const
 export type EnvironmentEvent = (typeof ENVIRONMENT_EVENTS)[number]
 
 export function profileOf(seed: number, steps: number | undefined): Profile {

@@ -11,14 +11,21 @@ export class Life {
   /** It was suspended, another process took its place, and now it goes on as if nothing had been: it reaches what this says. */
   zombie: ((kind: string, name: string) => boolean) | undefined
   readonly died: Promise<never>
+  /** Rejects when nobody is connected to it any more: at its end, or shortly before. */
+  readonly disconnected: Promise<never>
   #end: (error: Error) => void = () => undefined
+  #hangUp: (error: Error) => void = () => undefined
   constructor(readonly number: number) {
     this.died = new Promise((_resolve, reject) => { this.#end = reject })
     this.died.catch(() => undefined)
+    this.disconnected = new Promise((_resolve, reject) => { this.#hangUp = reject })
+    this.disconnected.catch(() => undefined)
   }
+  hangUp(error: Error): void { this.#hangUp(error) }
   end(error: Error): void {
     this.isDead = true
     this.#end(error)
+    this.hangUp(error)
   }
 }
 

@@ -35,7 +35,8 @@ let isWatching = false
 function watchUnhandled(): void {
   if (isWatching) return
   isWatching = true
-  process.on('unhandledRejection', (error) => { if (current === undefined) throw error; current.fail(error) })
+  for (const event of ['unhandledRejection', 'uncaughtException'] as const)
+    process.on(event, (error: unknown) => { if (current === undefined) throw error; current.fail(error) })
 }
 
 export async function simulate(seed: number, options: RunOptions = {}): Promise<RunResult> {
@@ -75,10 +76,11 @@ async function run(world: World, scheduler: Scheduler, model: Model, oracle: Ora
   const environment = new Environment(world, scheduler, model, oracle, new SeededRandom(seed, 3), () => isEnding)
   let lastLook = 0
   scheduler.afterStep = async (label, isWrite) => {
+    if ((isWrite && TAKES_AWAY.test(label)) || scheduler.step - lastLook >= LOOK_EVERY) {
+      lastLook = scheduler.step
+      await oracle.look()
+    }
     environment.watch()
-    if (!(isWrite && TAKES_AWAY.test(label)) && scheduler.step - lastLook < LOOK_EVERY) return
-    lastLook = scheduler.step
-    await oracle.look()
   }
   go(world.start())
   await scheduler.run(() => world.status === 'up', 5_000)

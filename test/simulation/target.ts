@@ -59,7 +59,7 @@ export class SimulatedTarget {
       }),
       getRange: (key, range, options) => call('getRange', key, false, options, () => memory.getRange(key, range)),
       getRanges: (key, ranges, options) => call('getRanges', key, false, options, () => memory.getRanges(key, ranges)),
-      get: (key, options) => call<Readable | undefined>('get', key, false, options, () => memory.get(key, options), async () => {
+      get: (key, options) => call<Readable | undefined>('get', key, false, options, async () => quiet(await memory.get(key, options)), async () => {
         const bytes = memory.objects.get(key)
         return bytes === undefined ? undefined : tornStream(bytes, fail)
       }),
@@ -87,6 +87,9 @@ export class SimulatedTarget {
     if (isTorn) throw this.#unavailable()
   }
 }
+
+/** Aborted while its answer waits at a gate, a stream has nobody yet who listens. */
+const quiet = (stream: Readable | undefined): Readable | undefined => stream?.on('error', () => undefined)
 
 /** The contract of a store: an aborted call settles at once, whatever becomes of it. */
 function abortable<T>(signal: AbortSignal | undefined, running: Promise<T>): Promise<T> {

@@ -179,6 +179,7 @@ export class World {
     for (const { abort } of this.#inFlight) abort.abort(new RoostError('SERVER_DRAINING', 'The server is shutting down.'))
     for (let i = 0; i < 40 && this.#inFlight.size > 0; i++) await this.#pauseOf(life, 'drains')
     if (life.isDead) return
+    life.hangUp(new ConnectionLost('the server closed its connections'))
     await Promise.race([repository.close(), life.died.catch(() => undefined)])
     if (life.isDead) return
     this.status = 'down'
@@ -195,14 +196,14 @@ export class World {
 
   /** One request over a connection that breaks when the server ends. @throws {ConnectionLost}; what the server answers */
   async request<T>(work: (repository: LocalRepository, signal: AbortSignal) => Promise<T>, abort = new AbortController()): Promise<T> {
-    await this.whenUp()
+    while (this.status !== 'up') await this.whenUp()
     const life = this.life!
     const running = work(this.repository, abort.signal)
     const one = { life, abort, settled: running.catch(() => undefined) }
     this.#inFlight.add(one)
     void one.settled.then(() => this.#inFlight.delete(one))
     running.catch(() => undefined)
-    return await Promise.race([running, life.died])
+    return await Promise.race([running, life.disconnected])
   }
 
   async dispose(): Promise<void> {
