@@ -10,7 +10,7 @@ const MUST_HAPPEN = [
   'death between two synchronous file effects', 'target away', 'call failed', 'torn put', 'torn get', 'torn list', 'lost answer of put', 'lost answer of delete', 'refused delete',
   'pack lost', 'pack cut', 'pack flipped', 'pack another',
   'condemnPack: condemned', 'condemnPack: needed', 'movePack: condemned',
-  'collector of a replaced process resumed', 'collector of a replaced process refused its condemnPack', 'collector of a replaced process refused its movePack',
+  'collector of a replaced process resumed', 'collector of a replaced process refused its condemnPack',
 ]
 /** A process died with such a write at its gate. */
 const MUST_BE_DIED_AT = ['index.addPack', 'index.placePack', 'index.commitSnapshot', 'index.pinPresent', 'index.inheritRefs', 'index.openSession', 'index.condemnPack', 'index.movePack',

@@ -22,7 +22,8 @@ const CALLS_TO_DIE_AT = [
   /^(?:main|other)\.put tombstones/, /^(?:main|other)\.delete snapshots/, /^(?:main|other)\.deleteMany tombstones/, /^file\.rename/, /^file\.unlink/,
   /^file\.fsync/, /^pool\.flush/,
 ]
-const CALLS_OF_COLLECTION = [/^index\.condemnPack$/, /^index\.movePack$/, /^index\.settleDoomed$/, /^(?:main|other)\.deleteMany packs/, /^index\.endCollection$/]
+const CALLS_OF_COLLECTION = [/^index\.condemnPack$/, /^index\.movePack$/, /^index\.movePack$/, /^index\.settleDoomed$/, /^(?:main|other)\.deleteMany packs/, /^index\.endCollection$/,
+  /^index\.deleteSnapshot$/, /^(?:main|other)\.delete snapshots/]
 
 export class Environment {
   #damaged = false
@@ -113,7 +114,7 @@ export class Environment {
   }
   async #crashAtCall(): Promise<void> {
     if (this.#crashAt !== undefined) return
-    const isOfCollection = this.random.chance(0.5)
+    const isOfCollection = this.random.chance(0.8)
     this.#crashAt = this.random.pick(isOfCollection ? CALLS_OF_COLLECTION : CALLS_TO_DIE_AT)
     while (isOfCollection && this.#crashAt !== undefined && !this.isEnding()) {
       await this.#makeGarbage()
@@ -235,6 +236,16 @@ export class Environment {
 
   // ——— coming to rest ———
 
+  /** Nobody else is there any more, and collections die one after the other, each at a call of its own. */
+  async #diePieceByPiece(): Promise<void> {
+    for (let i = this.random.below(4); i > 0; i--) {
+      await this.#makeGarbage()
+      this.#crashAt = this.random.pick(CALLS_OF_COLLECTION)
+      await this.#collect()
+      this.#crashAt = undefined
+      await this.world.whenUp()
+    }
+  }
   /** Everybody has left: targets up and mended, sessions closed, nothing on its way. */
   async comeToRest(): Promise<void> {
     const { world } = this
@@ -244,6 +255,7 @@ export class Environment {
     for (const target of world.targets) { target.isDown = false; target.rates = { before: 0, lostAnswer: 0, torn: 0, refusedDelete: 0 } }
     if (world.status === 'down') await world.start()
     await world.whenUp()
+    await this.#diePieceByPiece()
     await world.request(async (repository) => {
       for (const { sessionId } of await world.index!.listSessions()) await repository.closeSession(sessionId)
     })
