@@ -24,6 +24,7 @@ export interface OpenSnapshot {
 }
 
 const SNAPSHOTS_PER_PAGE = 100
+const CLOSE_MS_MAX = 3_000
 
 /** @throws {RoostError} SNAPSHOT_UNKNOWN; SNAPSHOT_CORRUPT. @throws {ClientError} SNAPSHOT_KEY_MISMATCH unless the server's
  *  key is the pinned one */
@@ -31,8 +32,8 @@ export async function openSnapshot(client: ReadingClient, choice: SnapshotChoice
   const snapshot = await resolveSnapshot(client, choice, call)
   const reply = await client.openSession({ kind: 'read', snapshot }, call)
   const session = new LastingSession(client, snapshot, reply, call)
-  // Cleaning up must not hide why it was necessary: an unclosed session only idles out at the server.
-  const close = async (): Promise<void> => { await client.closeSession(session.sessionId).catch(() => undefined) }
+  // Cleaning up must not hide why it was necessary, nor wait for a server that is away: an unclosed session only idles out there.
+  const close = async (): Promise<void> => { await client.closeSession(session.sessionId, { signal: AbortSignal.timeout(CLOSE_MS_MAX) }).catch(() => undefined) }
   try {
     if (choice.verifyKey !== undefined && choice.verifyKey.toLowerCase() !== reply.verifyKey)
       throw new ClientError('SNAPSHOT_KEY_MISMATCH', "The server's key for snapshots is not the one that was pinned.")

@@ -28,8 +28,9 @@ export interface RandomAccessImage {
 const STREAMS_MAX = 16
 const WINDOW_BYTES_MIN = 512 * KiB
 const WINDOW_BYTES_MAX = 16 * MiB
-/** Requests that are made at the same time arrive in any order. */
-const STREAM_SLACK_BYTES = 2 * MiB
+/** Requests that are made at the same time arrive in any order; who skips more than a little does not read forwards. */
+const STREAM_BACK_BYTES = 2 * MiB
+const STREAM_SKIP_BYTES = 512 * KiB
 /** Nodes that one question about allocation reads. */
 const ALLOCATION_NODES_MAX = 64
 
@@ -101,7 +102,7 @@ export class ImageReader implements RandomAccessImage {
   }
 
   #noteRead(offset: number, bytes: number): void {
-    const place = this.#streams.findIndex(({ next }) => offset >= next - STREAM_SLACK_BYTES && offset <= next + STREAM_SLACK_BYTES)
+    const place = this.#streams.findIndex(({ next }) => offset >= next - STREAM_BACK_BYTES && offset <= next + STREAM_SKIP_BYTES)
     const stream = place < 0 ? { next: offset + bytes, aheadTo: 0, window: WINDOW_BYTES_MIN, isBusy: false } : this.#streams.splice(place, 1)[0]!
     this.#streams.push(stream)
     if (this.#streams.length > STREAMS_MAX) this.#streams.shift()

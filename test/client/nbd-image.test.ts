@@ -174,6 +174,9 @@ test('who reads forwards finds the next chunks asked for already; who jumps pays
   const jumping = open(sink, content)
   for (const slot of [1000, 3000, 200, 2000, 4000]) await jumping.reader.read(slot * CHUNK, CHUNK)
   assert.equal(jumping.cache.fetched, 5)
+  const striding = open(sink, content)
+  for (let slot = 0; slot < 4096; slot += 256) await striding.reader.read(slot * CHUNK, CHUNK)
+  assert.equal(striding.cache.fetched, 16, 'a step of a megabyte is a jump')
 })
 test('a chunk that lies ends the read with its name, a failed request fails those who waited, and the next one tries again', async () => {
   const sink = new MemorySink()

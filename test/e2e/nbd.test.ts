@@ -142,6 +142,21 @@ test('a restart of the server under it is a pause: reads go on, and every byte i
   assert.ok(!existsSync(serving.socket))
 })
 
+test('Ctrl-C ends it soon, also while a read waits for a server that is away', async (t) => {
+  const world = await openWorld(t)
+  writeFileSync(world.path('disk.img'), noise(4 * MiB, 9))
+  await world.ok(['backup', '--image', world.path('disk.img')])
+  const serving = await serve(t, world, ['latest'])
+  const client = await NbdTestClient.ready({ kind: 'unix', path: serving.socket })
+  await world.killServer()
+  client.send(0, 0, MiB)
+  const startedMs = performance.now()
+  await stop(serving)
+  assert.ok(performance.now() - startedMs < 20_000)
+  await client.gone()
+  assert.ok(!existsSync(dirname(serving.socket)))
+})
+
 test('a file of a file tree is served by its path, and what cannot be served is said', async (t) => {
   const world = await openWorld(t)
   mkdirSync(world.path('tree'))
