@@ -68,11 +68,18 @@ export async function forEachBounded<T>(items: Iterable<T> | AsyncIterable<T>, i
 /** Runs tasks of one key one after another; those of different keys know nothing of each other. */
 export class KeyedMutex<K> {
   readonly #tails = new Map<K, Promise<unknown>>()
+  #refusal: (() => Error) | undefined
   run<T>(key: K, work: () => Promise<T>): Promise<T> {
+    if (this.#refusal !== undefined) return Promise.reject(this.#refusal())
     const result = (this.#tails.get(key) ?? Promise.resolve()).then(work)
     const tail = result.catch(() => undefined).then(() => { if (this.#tails.get(key) === tail) this.#tails.delete(key) })
     this.#tails.set(key, tail)
     return result
+  }
+  /** Resolves when nothing runs. What comes later is refused. */
+  async close(refuse: () => Error): Promise<void> {
+    this.#refusal = refuse
+    await Promise.all(this.#tails.values())
   }
 }
 /** Runs tasks one after another. */

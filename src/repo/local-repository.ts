@@ -205,7 +205,7 @@ export class LocalRepository implements Repository {
     return this.#closed ??= this.#close()
   }
   async #close(): Promise<void> {
-    const { intake, uploads, catchUp, doomed, mender, judge, checkpoints, spooledSnapshots, index, store, pool, repositoryId, commitWaitMs, targets, pending, retention } = this.#parts
+    const { intake, uploads, catchUp, doomed, mender, judge, checkpoints, spooledSnapshots, snapshotLocks, index, store, pool, repositoryId, commitWaitMs, targets, pending, retention } = this.#parts
     this.#stop.abort(new DOMException('the repository is closing', 'AbortError'))
     await this.#exclusive?.step
     await mender.close()
@@ -218,6 +218,8 @@ export class LocalRepository implements Repository {
     await spooledSnapshots.close()
     await catchUp.close()
     await doomed.close()
+    // A commit whose record is on the targets has its row before the index is closed as clean: else nobody would ever look for it.
+    await snapshotLocks.close(() => new RoostError('SERVER_DRAINING', 'The server is stopping; ask again.'))
     await uploads.close()
     pool.forget(repositoryId)
     await retention.close()

@@ -33,7 +33,9 @@ function firstFailure(tests) {
     cwd: copy, encoding: 'utf8', timeout: TEST_TIMEOUT_MS, maxBuffer: 1 << 28, env: { ...process.env, ROOST_TEST_SLOW: '' },
   })
   if (result.status === 0) return undefined
-  return /^\s*not ok \d+ - (.*)$/m.exec(result.stdout)?.[1] ?? (result.error === undefined ? 'the run failed' : 'the run hung')
+  const name = /^\s*not ok \d+ - (.*)$/m.exec(result.stdout)?.[1] ?? (result.error === undefined ? 'the run failed' : 'the run hung')
+  // A simulation names the seed.
+  return /^\s*(seed \d+ fails .*)$/m.exec(result.stdout)?.[1] ?? name
 }
 
 build()

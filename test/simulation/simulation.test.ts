@@ -8,7 +8,7 @@ import { test } from 'node:test'
 import { Batch } from './batch.js'
 import { simulate } from './simulate.js'
 
-/** `npm run test:slow` runs ten thousand, in parts that end within a test's time. */
+/** `npm run test:slow` runs ten thousand: long.ts. */
 const isSlow = process.env['ROOST_TEST_SLOW'] === '1'
 const RUNS = 240
 
