@@ -226,4 +226,5 @@ async function* takeInSnapshots(parts: RepositoryParts, progress: Progress, sign
     if (adopted instanceof RoostError) throw adopted // it was whole a moment ago
     if (adopted) counts.snapshotsAdded++
   }
+  for (const target of parts.targets.all) if (target.isBehind) parts.catchUp.wakeIfBehind(target)
 }

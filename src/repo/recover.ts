@@ -39,7 +39,10 @@ export async function recoverRepository(parts: RepositoryParts): Promise<void> {
   if (Object.values(counts).some((count) => count > 0)) parts.report({ type: 'recovered', counts })
   parts.spooledSnapshots.wake()
   parts.doomed.wake()
-  for (const target of parts.targets.all) if (parts.targets.all.length > 1 || target.isBehind) parts.catchUp.wakeIfBehind(target)
+  wakeCatchUp(parts)
+}
+function wakeCatchUp({ targets, catchUp }: RepositoryParts): void {
+  for (const target of targets.all) if (targets.all.length > 1 || target.isBehind) catchUp.wakeIfBehind(target)
 }
 /** False for an error that says nothing of what the targets hold. */
 const isAnswer = (error: unknown): boolean => !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')
@@ -53,6 +56,7 @@ function finishLater(parts: RepositoryParts, doubtful: PackRow[], mustReconcile:
     await recoverDoubtful(parts, doubtful, counts)
     if (mustReconcile) await reconcileSnapshots(parts, counts)
     parts.pending.recovery = undefined
+    wakeCatchUp(parts)
     if (Object.values(counts).some((count) => count > 0)) parts.report({ type: 'recovered', counts })
   }
   let isRunning = false
