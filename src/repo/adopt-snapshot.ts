@@ -6,7 +6,9 @@ import { readSnapshot } from './read-snapshot.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { toSnapshotRow } from './snapshot-format.js'
 
-/** Targets that lack it are behind from here on: whoever calls lets them be caught up. True when it was taken in; false when it is known, or was deleted meanwhile; what is wrong with it, if it cannot be read. */
+/** Targets that lack it are behind from here on: whoever calls lets them be caught up.
+ *  @returns true when it was taken in; false when it is known, or was deleted meanwhile; what is wrong with it, if it cannot be read.
+ */
 export function adoptSnapshot(parts: RepositoryParts, id: SnapshotId): Promise<boolean | RoostError> {
   const { index, store, targets } = parts
   return parts.snapshotLocks.run(id, async () => {
