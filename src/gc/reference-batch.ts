@@ -3,6 +3,7 @@
  *  Memory: REFERENCES_MAX ids of each kind, 44 bytes an id.
  */
 import { setImmediate } from 'node:timers/promises'
+import { copyId } from '../core/bytes.js'
 import { CHUNK_ID_BYTES, CHUNK_KINDS, type ChunkKind } from '../core/ids.js'
 import { NODE_REF_BYTES } from '../core/node-format.js'
 import type { ChunkIndex } from '../index/chunk-index.js'
@@ -29,7 +30,7 @@ export class ReferenceBatch {
   /** Nothing awaits unless the batch is full. */
   add(kind: ChunkKind, from: Uint8Array, offset: number): Promise<void> | undefined {
     const gathered = this.#of(kind)
-    gathered.ids.set(from.subarray(offset, offset + CHUNK_ID_BYTES), gathered.count++ * CHUNK_ID_BYTES)
+    copyId(from, offset, gathered.ids, gathered.count++ * CHUNK_ID_BYTES)
     return gathered.count === REFERENCES_MAX ? this.#settle(kind, gathered) : undefined
   }
   /** References as a node lists them: kind, id. */
@@ -37,7 +38,7 @@ export class ReferenceBatch {
     for (let at = 0; at < packed.byteLength; at += NODE_REF_BYTES) {
       const kind = packed[at] as ChunkKind
       const gathered = this.#of(kind)
-      packed.copy(gathered.ids, gathered.count++ * CHUNK_ID_BYTES, at + 1, at + NODE_REF_BYTES)
+      copyId(packed, at + 1, gathered.ids, gathered.count++ * CHUNK_ID_BYTES)
       if (gathered.count === REFERENCES_MAX) await this.#settle(kind, gathered)
     }
   }
@@ -64,7 +65,7 @@ export class ReferenceBatch {
         const prefix = Math.floor(order[from]! / ROW_SPAN), at = order[from]! % ROW_SPAN * CHUNK_ID_BYTES
         if (prefix === last && slice.compare(ids, at, at + CHUNK_ID_BYTES, (length - 1) * CHUNK_ID_BYTES, length * CHUNK_ID_BYTES) === 0) continue
         last = prefix
-        ids.copy(slice, length++ * CHUNK_ID_BYTES, at, at + CHUNK_ID_BYTES)
+        copyId(ids, at, slice, length++ * CHUNK_ID_BYTES)
       }
       const { packNumbers, entryNumbers, kinds, rawBytes } = await this.index.locate(slice.subarray(0, length * CHUNK_ID_BYTES))
       for (let i = 0; i < length; i++) {

@@ -7,6 +7,7 @@ import type { Locations, PackEntries } from './chunk-index.js'
 import { CHUNK_VALUE_BYTES, checkChunkValue, emptyLocations, encodeChunkValue, entryNumberOfValue, kindOfValue,
   packNumberOfValue,
   proofMatches, putLocation } from './entry-codec.js'
+import { copyId } from '../core/bytes.js'
 import { PositionList, positionOf } from './positions.js'
 import { isNodeKind } from './row-codec.js'
 import type { Table } from './table.js'
@@ -34,7 +35,7 @@ export class ChunkTable {
 
   /** The checked value of the id at `idAt`, valid until the next read. @throws {RoostError} INDEX_CORRUPT */
   find(ids: Buffer, idAt: number): Buffer | undefined {
-    ids.copy(this.#key, 0, idAt, idAt + CHUNK_ID_BYTES)
+    copyId(ids, idAt, this.#key, 0)
     const value = this.#table.getBinaryFast(this.#key)
     if (value !== undefined) checkChunkValue(value, ids, idAt)
     return value
@@ -98,7 +99,7 @@ export class ChunkTable {
   /** Inside a transaction: the id of that entry is nowhere any more. */
   remove(entries: PackEntries, entry: number): void { this.removeAt(entries.idProofs, entry * ID_PROOF_BYTES) }
   removeAt(ids: Buffer, idAt: number): void {
-    ids.copy(this.#key, 0, idAt, idAt + CHUNK_ID_BYTES)
+    copyId(ids, idAt, this.#key, 0)
     this.#table.removeSync(this.#key)
   }
   /** Inside a transaction: the id lives at that entry from now on. */

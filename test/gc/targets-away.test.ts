@@ -13,9 +13,9 @@ import { assertAlike, caughtUp, eventually, twoTargets, type Scene } from '../su
 
 const KEPT = [randomBytes(2_000)], GONE = [randomBytes(3_000)]
 
-async function collect(repository: LocalRepository): Promise<Readonly<Record<string, number>>> {
+async function collect(repository: LocalRepository, dryRun = false): Promise<Readonly<Record<string, number>>> {
   let counts: Readonly<Record<string, number>> | undefined
-  for await (const event of repository.collect({}, never)) if (event.type === 'done') counts = event.counts
+  for await (const event of repository.collect({ dryRun }, never)) if (event.type === 'done') counts = event.counts
   return counts!
 }
 const packsOn = async (scene: Scene, place: string): Promise<number> =>
@@ -25,6 +25,7 @@ async function pushBoth(scene: Scene): Promise<string> {
   const gone = await pushTree(scene.repository, GONE)
   await caughtUp(scene.repository)
   await scene.repository.deleteSnapshot(parseSnapshotId(gone))
+  await eventually('nothing is on its way any more', async () => (await collect(scene.repository, true))['packsDropped'] === 2)
   return kept
 }
 const doomed = async ({ repository }: Scene): Promise<number> => (await collect(repository))['packsDoomed']!
