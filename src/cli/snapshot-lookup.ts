@@ -21,7 +21,7 @@ export async function verifyKeyOf(context: CommandContext, client: RepositoryCli
   return context.settings.verifyKey() ?? (await client.info({ signal: context.signal })).verifyKey
 }
 
-/** All snapshots that fit, oldest first. Yields pages' content as it comes: a repository may hold many. */
+/** All snapshots that fit, newest first. Yields pages' content as it comes: a repository may hold many. */
 export async function* listSnapshots(context: CommandContext, client: RepositoryClient,
   filter: SnapshotFilter = {}): AsyncGenerator<NamedSnapshot> {
   const verifyKey = await verifyKeyOf(context, client)

@@ -11,7 +11,7 @@ interface LockFlags { readonly for?: number; readonly until?: number }
 export function registerSnapshots(registry: Registry): void {
   const { program } = registry
 
-  does<ListFlags>(registry, withExamples(program.command('snapshots').description('list the snapshots, oldest first')
+  does<ListFlags>(registry, withExamples(program.command('snapshots').description('list the snapshots, newest first')
     .option('--source <name>', 'only of this source').option('--tag <tag>', 'only with this tag').option('--host <name>', 'only from this host')
     .addOption(choiceOption('--mode <mode>', 'only of this kind', ['files', 'image', 'stdin'])),
   ['roost snapshots', 'roost snapshots --source web1:/srv --json']), async (context, flags) => {
