@@ -67,6 +67,8 @@ export interface SnapshotStatistics {
   /** Plaintext bytes of the chunks sent, and bytes on the wire. */
   readonly bytesSent: number; readonly bytesOnWire: number
   readonly errors: number; readonly durationMs: number; readonly cpuMs: number
+  /** How long a live machine's file systems or processors stood still for it; absent for everything else. */
+  readonly frozenMs?: number
 }
 
 /** What the client says of its snapshot at commit. */

@@ -83,8 +83,8 @@ const chunkerSizes = {
 }
 const statistics = object({
   files: whole, directories: whole, others: whole, sourceBytes: whole, bytesRead: whole, chunksTotal: whole, chunksSent: whole,
-  bytesSent: whole, bytesOnWire: whole, errors: whole, durationMs: count, cpuMs: count,
-})
+  bytesSent: whole, bytesOnWire: whole, errors: whole, durationMs: count, cpuMs: count, frozenMs: count,
+}, ['frozenMs'])
 const grant = object({
   repository: repositoryOrAll,
   scopes: { type: 'array', minItems: 1, maxItems: TOKEN_SCOPES.length, uniqueItems: true, items: choice(...TOKEN_SCOPES) },
