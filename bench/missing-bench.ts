@@ -3,7 +3,7 @@
 import { randomFillSync } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { HttpRepositoryClient } from '../client/http-repository-client.js'
-import { Transport } from '../client/transport.js'
+import { Transport } from '../src/protocol/transport.js'
 import { systemClock } from '../src/core/clock.js'
 import { writeFrameHeader, FRAME_HEADER_BYTES } from '../src/core/frames.js'
 import { hashChunk } from '../src/core/hash.js'

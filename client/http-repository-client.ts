@@ -19,9 +19,9 @@ import type {
 } from '../src/core/messages.js'
 import { zstdDecode } from '../src/core/zstd.js'
 import { MEDIA, ROUTES, routePath } from '../src/protocol/routes.js'
-import { ClientError } from './client-errors.js'
+import { ClientError } from '../src/protocol/client-errors.js'
 import type { Call, PutCall, ReadCall, ReadChunk, AdministeredRepository, ServerClient } from './repository-client.js'
-import type { Transport, TransportRequest } from './transport.js'
+import type { Transport, TransportRequest } from '../src/protocol/transport.js'
 
 /** Commits wait for packs to be durable, checks read whole targets: both may be silent for long. */
 const COMMIT_IDLE_MS = 30 * 60_000

@@ -1,7 +1,7 @@
 /** Messages between the main thread and the scanning thread. Nothing large is copied: arenas and counters are shared memory (an
  *  arena belongs to whoever was sent it last), the rest is transferred. */
 import type { ChunkerParameters } from '../src/core/messages.js'
-import type { PlainError } from './client-errors.js'
+import type { PlainError } from '../src/protocol/client-errors.js'
 import type { SourceConfig } from './scan-source.js'
 import type { ArenaUse } from './upload/arena.js'
 import type { ScanCounters, SourceProblem } from './upload/chunk-sink.js'

@@ -5,7 +5,7 @@
  */
 import type { MessagePort } from 'node:worker_threads'
 import { CHUNK_ID_BYTES, formatChunkId, parseChunkId, type ChunkId } from '../src/core/ids.js'
-import { flattenError, restoreError } from './client-errors.js'
+import { flattenError, restoreError } from '../src/protocol/client-errors.js'
 import { sharedCounters, type FromScanner, type ScanJob, type ToScanner } from './scan-protocol.js'
 import { scanSource } from './scan-source.js'
 import { Arena, type ArenaUse } from './upload/arena.js'

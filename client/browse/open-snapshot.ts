@@ -2,7 +2,7 @@
 import { RoostError } from '../../src/core/errors.js'
 import { parseChunkId, parseSnapshotId, type ChunkId } from '../../src/core/ids.js'
 import type { SnapshotRecord } from '../../src/core/messages.js'
-import { ClientError } from '../client-errors.js'
+import { ClientError } from '../../src/protocol/client-errors.js'
 import { LastingSession } from '../lasting-session.js'
 import type { ReadableSession } from '../read-chunks.js'
 import type { Call, ReadingClient } from '../repository-client.js'

@@ -12,7 +12,7 @@ import { formatChunkId, ID_PROOF_BYTES, type SessionId } from '../../src/core/id
 import { KiB } from '../../src/core/limits.js'
 import type { WireLimits } from '../../src/core/messages.js'
 import { zstdEncoder, type ZstdEncoder } from '../../src/core/zstd.js'
-import { ClientError } from '../client-errors.js'
+import { ClientError } from '../../src/protocol/client-errors.js'
 import type { RepositoryClient } from '../repository-client.js'
 import type { Arena } from './arena.js'
 import { WireChoice, type WireMode } from './wire-choice.js'

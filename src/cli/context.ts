@@ -2,7 +2,7 @@
 import { HttpRepositoryClient, HttpServerClient } from '../../client/http-repository-client.js'
 import { rateLimiter } from '../core/rate-limit.js'
 import type { AdministeredRepository, ServerClient } from '../../client/repository-client.js'
-import { Transport } from '../../client/transport.js'
+import { Transport } from '../protocol/transport.js'
 import type { Clock } from '../core/clock.js'
 import type { Random } from '../core/random.js'
 import type { ExitCode } from './exit-codes.js'

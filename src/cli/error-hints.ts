@@ -1,5 +1,5 @@
 /** What to do next, for every code of the catalogue and the network's own errors. docs/errors.md says the same at length. */
-import { ClientError, type ClientErrorCode } from '../../client/client-errors.js'
+import { ClientError, type ClientErrorCode } from '../protocol/client-errors.js'
 import { isAbort, isErrno, RoostError, type ErrorCode } from '../core/errors.js'
 import { UsageError } from './exit-codes.js'
 

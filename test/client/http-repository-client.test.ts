@@ -1,10 +1,10 @@
 /** The wire's binary replies against a server over real sockets. */
 import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
-import { hasClientCode } from '../../client/client-errors.js'
+import { hasClientCode } from '../../src/protocol/client-errors.js'
 import { HttpRepositoryClient, parseRepositoryUrl } from '../../client/http-repository-client.js'
 import type { ReadChunk } from '../../client/repository-client.js'
-import { Transport } from '../../client/transport.js'
+import { Transport } from '../../src/protocol/transport.js'
 import { hasCode } from '../../src/core/errors.js'
 import { hashChunk } from '../../src/core/hash.js'
 import { CHUNK_KINDS, parseSessionId, type SessionId } from '../../src/core/ids.js'

@@ -1,7 +1,7 @@
 /** Bug class: bytes that reach the server under another chunk's id, or not at all, because an arena moved or was reused. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { hasClientCode } from '../../client/client-errors.js'
+import { hasClientCode } from '../../src/protocol/client-errors.js'
 import type { RepositoryClient } from '../../client/repository-client.js'
 import type { Arena } from '../../client/upload/arena.js'
 import { ArenaChunkSink } from '../../client/upload/arena-chunk-sink.js'

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { createServer, type Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { test, type TestContext } from 'node:test'
-import { Transport } from '../../client/transport.js'
+import { Transport } from '../../src/protocol/transport.js'
 import { systemClock, type Clock } from '../../src/core/clock.js'
 import { systemRandom } from '../../src/core/random.js'
 

@@ -23,7 +23,7 @@ import { RequestLifetimes } from '../../src/server/request-lifetimes.js'
 import { TokenStore } from '../../src/server/token-store.js'
 import { HttpRepositoryClient } from '../../client/http-repository-client.js'
 import { verifiedChunks } from '../../client/read-chunks.js'
-import { Transport } from '../../client/transport.js'
+import { Transport } from '../../src/protocol/transport.js'
 import { RawConnection, listen, temporaryDirectory } from './server-under-test.js'
 
 export interface Asked { readonly status: number; readonly code: string | undefined; readonly body: Buffer }

@@ -2,7 +2,7 @@
  *
  *  `decodeWireError` is the one translator from a server's reply to a RoostError.
  */
-import { isErrorCode, RoostError, type ErrorCode, type ErrorDetails } from '../src/core/errors.js'
+import { isErrorCode, RoostError, type ErrorCode, type ErrorDetails } from '../core/errors.js'
 
 export type ClientErrorCode =
   | 'SERVER_UNREACHABLE' | 'TLS_REFUSED' | 'PLAIN_HTTP_REFUSED' | 'URL_MALFORMED' | 'REPLY_MALFORMED'

@@ -11,12 +11,12 @@
 import { readFileSync } from 'node:fs'
 import http from 'node:http'
 import https from 'node:https'
-import type { Clock } from '../src/core/clock.js'
-import type { Random } from '../src/core/random.js'
-import { hasCode, isErrno, RoostError } from '../src/core/errors.js'
-import { MiB } from '../src/core/limits.js'
+import type { Clock } from '../core/clock.js'
+import type { Random } from '../core/random.js'
+import { hasCode, isErrno, RoostError } from '../core/errors.js'
+import { MiB } from '../core/limits.js'
 import { ClientError, decodeWireError } from './client-errors.js'
-import type { RateLimiter } from '../src/core/rate-limit.js'
+import type { RateLimiter } from '../core/rate-limit.js'
 
 export interface WaitingNotice { readonly error: Error; readonly attempt: number; readonly delayMs: number; readonly waitedMs: number }
 export interface TransportOptions {

@@ -1,9 +1,9 @@
 /** Bug class: a push that gives up when the server merely restarts, or repeats what must not be done twice. */
 import assert from 'node:assert/strict'
 import { test, type TestContext } from 'node:test'
-import { ClientError, hasClientCode } from '../../client/client-errors.js'
+import { ClientError, hasClientCode } from '../../src/protocol/client-errors.js'
 import { rateLimiter } from '../../src/core/rate-limit.js'
-import { Transport, type TransportOptions, type WaitingNotice } from '../../client/transport.js'
+import { Transport, type TransportOptions, type WaitingNotice } from '../../src/protocol/transport.js'
 import { hasCode } from '../../src/core/errors.js'
 import { FakeRepositoryServer, refusing, refusingEarly, resetting } from '../support/fake-repository-server.js'
 import { evenRandom, instantClock } from '../support/instant-clock.js'
