@@ -1,9 +1,10 @@
 /** The images of one snapshot, opened for reading at random: what `roost nbd` serves. They share one cache. */
 import { RoostError } from '../../src/core/errors.js'
 import { findEntry, openSnapshot, splitPath, type OpenSnapshot, type SnapshotChoice } from '../browse/open-snapshot.js'
+import { chooseDisk, readMachine } from '../machine/snapshot-disks.js'
 import type { ReadingClient } from '../repository-client.js'
 import { DirectoryReader } from '../tree/directory-reader.js'
-import { ENTRY_TYPES, type Entry } from '../tree/entry.js'
+import type { Entry } from '../tree/entry.js'
 import { ChunkCache } from './chunk-cache.js'
 import { openLayout } from './image-layout.js'
 import { ImageReader } from './image-reader.js'
@@ -12,18 +13,17 @@ import type { ServedExport } from './negotiation.js'
 export interface ExportChoice extends SnapshotChoice {
   /** An image or file; left out: all images at the top, or the one entry that there is. */
   readonly path?: Buffer
+  /** One of the disks: its number from 1, or its name. */
+  readonly disk?: string
   readonly cacheBytes: number
 }
 export interface OpenExports { readonly snapshotId: string; readonly exports: readonly ServedExport[]; close(): Promise<void> }
-
-/** Disks of one machine are few; a folder of a thousand images is no machine. */
-const EXPORTS_MAX = 64
 
 /** @throws {RoostError} SNAPSHOT_UNKNOWN when nothing there can be served; and what openSnapshot throws */
 export async function openExports(client: ReadingClient, choice: ExportChoice, signal: AbortSignal): Promise<OpenExports> {
   const open = await openSnapshot(client, choice, { signal })
   try {
-    const entries = choice.path === undefined ? await imagesOf(open) : [await entryAt(open, choice.path)]
+    const entries = choice.path === undefined ? await imagesOf(open, choice.disk, signal) : [await entryAt(open, choice.path)]
     const cache = new ChunkCache(open.session, choice.cacheBytes, { signal })
     const exports = entries.map((entry) => ({
       name: nameOf(entry), description: `${open.record.source}, snapshot ${open.snapshotId.slice(0, 12)}`,
@@ -41,15 +41,15 @@ async function entryAt(open: OpenSnapshot, path: Buffer): Promise<Entry> {
   if (entry.content === undefined) throw new RoostError('SNAPSHOT_UNKNOWN', 'That path of the snapshot is neither an image nor a file.')
   return { ...entry, name: splitPath(path).at(-1)! }
 }
-async function imagesOf(open: OpenSnapshot): Promise<Entry[]> {
-  const images: Entry[] = []
+async function imagesOf(open: OpenSnapshot, which: string | undefined, signal: AbortSignal): Promise<Entry[]> {
+  const machine = await readMachine(open, signal)
+  if (which !== undefined) return [chooseDisk(machine, which).entry]
+  if (machine.disks.length > 0) return machine.disks.map(({ entry }) => entry)
   let others = 0, other: Entry | undefined
   for await (const entry of new DirectoryReader(open.nodes, open.root).entries()) {
-    if (entry.type === ENTRY_TYPES.image) images.push(entry)
-    else if (others++ === 0) other = entry
-    if (images.length > EXPORTS_MAX) throw new RoostError('SNAPSHOT_UNKNOWN', `The snapshot holds more than ${EXPORTS_MAX} images: name one with --path.`)
+    other = entry
+    if (++others > 1) break
   }
-  if (images.length > 0) return images
   if (others === 1 && other!.content !== undefined) return [other!]
   throw new RoostError('SNAPSHOT_UNKNOWN', 'The snapshot holds no disk image at its top. Name an image or file in it with --path; `roost ls -R` shows what it holds.')
 }

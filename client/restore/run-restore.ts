@@ -8,13 +8,16 @@ import { systemClock, type Clock } from '../../src/core/clock.js'
 import { RoostError } from '../../src/core/errors.js'
 import { systemRandom, type Random } from '../../src/core/random.js'
 import { findEntry, openSnapshot, splitPath, type OpenSnapshot, type SnapshotChoice } from '../browse/open-snapshot.js'
+import { chooseDisk, readMachine } from '../machine/snapshot-disks.js'
 import type { RepositoryClient } from '../repository-client.js'
 import { DirectoryReader } from '../tree/directory-reader.js'
 import { ENTRY_TYPES, type Entry } from '../tree/entry.js'
 import { ChunkWindows, WINDOWS_DEFAULT, type WindowOptions } from './chunk-windows.js'
 import type { MetadataOptions } from './metadata.js'
 import { emptyCounters, type RestoreEvents, type RestoreReport } from './restore-report.js'
+import { restoreDisks } from './restore-machine.js'
 import { restoreToDevice } from './restore-to-device.js'
+import { restoreToQcow2 } from './restore-to-qcow2.js'
 import { Selection } from './selection.js'
 import { joinNames, TreeRestorer, type OnDamage, type Overwrite } from './tree-restorer.js'
 
@@ -23,12 +26,18 @@ export type RestoreDestination =
   | { readonly kind: 'directory'; readonly path: Buffer }
   | { readonly kind: 'file'; readonly path: Buffer }
   | { readonly kind: 'device'; readonly path: Buffer }
+  /** One image or file becomes a qcow2 file. */
+  | { readonly kind: 'qcow2'; readonly path: Buffer }
+  /** Every disk of the snapshot becomes a qcow2 file in this directory; what else is at its top comes along as it is. */
+  | { readonly kind: 'machine'; readonly path: Buffer }
 
 export interface RestoreOptions extends SnapshotChoice {
   readonly destination: RestoreDestination
   /** Directory of the snapshot whose content goes into the destination; the whole snapshot by default. For `file` and
    *  `device`: the file or image; may be left out when the snapshot holds one entry only. */
   readonly from?: Buffer
+  /** For one image or file, instead of `from`: the disk's number from 1, or its name. */
+  readonly disk?: string
   /** Exact paths (with all below) or globs, within the snapshot; none: everything. */
   readonly include?: readonly Buffer[]
   readonly overwrite?: Overwrite
@@ -49,27 +58,40 @@ export async function runRestore(client: RepositoryClient, options: RestoreOptio
   try {
     events.started?.(open.record, open.snapshotId)
     const counters = emptyCounters()
-    const windows = new ChunkWindows(open.session, signal, { ...WINDOWS_DEFAULT, ...options.windows })
+    const openWindows = (): ChunkWindows => new ChunkWindows(open.session, signal, { ...WINDOWS_DEFAULT, ...options.windows })
+    const windows = openWindows()
     const selection = new Selection(options.include ?? [])
-    const restorer = new TreeRestorer(open.nodes, windows, {
-      overwrite: options.overwrite ?? 'if-changed', onDamage: options.onDamage ?? 'skip', selection,
-      metadata: { owners: options.owners ?? 'numeric', xattrs: options.xattrs ?? true },
-      runMark: (deps.random ?? systemRandom).bytes(4).toString('hex'),
+    const overwrite = options.overwrite ?? 'if-changed', onDamage = options.onDamage ?? 'skip'
+    const runMark = (deps.random ?? systemRandom).bytes(4).toString('hex')
+    const openRestorer = (wanted: Selection): TreeRestorer => new TreeRestorer(open.nodes, openWindows(), {
+      overwrite, onDamage, selection: wanted, metadata: { owners: options.owners ?? 'numeric', xattrs: options.xattrs ?? true }, runMark,
     }, counters, events, signal)
+    const restorer = openRestorer(selection)
+    const qcow2 = { replaces: overwrite !== 'never', onDamage, runMark, signal }
     const { destination } = options
     switch (destination.kind) {
       case 'directory':
         await restoreDirectory(open, restorer, options.from ?? Buffer.alloc(0), destination.path)
         break
       case 'file': {
-        const entry = await requireContentEntry(open, options.from)
+        const entry = await wantedEntry(open, options, signal)
         await restorer.restoreOne({ ...entry, type: ENTRY_TYPES.file, name: lastName(destination.path) }, openParent(destination.path))
         break
       }
       case 'device': {
-        const { content } = await requireContentEntry(open, options.from)
+        const { content } = await wantedEntry(open, options, signal)
         await restoreToDevice(destination.path, content!, open.nodes, windows, counters, events,
           { stopsOnDamage: options.onDamage === 'stop', signal })
+        break
+      }
+      case 'qcow2': {
+        const { content } = await wantedEntry(open, options, signal)
+        await restoreToQcow2(destination.path, content!, open.nodes, windows, counters, events, qcow2)
+        break
+      }
+      case 'machine': {
+        const others = await restoreDisks(open, destination.path, openWindows, counters, events, qcow2)
+        if (others.length > 0) await restoreDirectory(open, openRestorer(new Selection(others)), Buffer.alloc(0), destination.path)
       }
     }
     for (const path of selection.unmatched()) {
@@ -94,6 +116,9 @@ async function restoreDirectory(open: OpenSnapshot, restorer: TreeRestorer, from
   else await restorer.restore(entry.subtree!, fd, entry, path, isFresh)
 }
 
+async function wantedEntry(open: OpenSnapshot, { from, disk }: Pick<RestoreOptions, 'from' | 'disk'>, signal: AbortSignal): Promise<Entry> {
+  return disk === undefined ? await requireContentEntry(open, from) : chooseDisk(await readMachine(open, signal), disk).entry
+}
 function isEmpty(path: Buffer): boolean {
   const directory = opendirSync(path)
   try { return directory.readSync() === null } finally { directory.closeSync() }

@@ -88,6 +88,11 @@ const CLIENT_HINTS: Readonly<Record<ClientErrorCode, string>> = {
   TRANSFER_DAMAGED: 'Bytes changed on the way or in memory. Suspect the network hardware, a proxy, or the RAM of either machine.',
   SCANNER_FAILED: 'The reading thread ended unexpectedly. Run again with --verbose, and report it.',
   SNAPSHOT_KEY_MISMATCH: 'The snapshot is signed by another key than the one expected: wrong --verify-key, or a forged server. Do not restore it.',
+  MACHINE_MALFORMED: 'Its disks are not affected: `roost ls` shows them, `roost restore SNAPSHOT:DISK --to-file FILE` brings them back.',
+  IMAGE_UNREADABLE: 'docs/files-from-images.md says what can be read inside an image, and how to look into others.',
+  HOOK_FAILED: 'Run the command by hand to see why it fails; --hook-timeout gives it longer. docs/hooks.md says what a hook is given.',
+  QEMU_FAILED: 'docs/boot.md says what is needed and what the options mean; --verbose shows how QEMU was started.',
+  DESTINATION_REFUSED: 'Choose another destination, or make it as large as the image.',
 }
 
 /** How an error is told: its code if it has one, one sentence, and what to do next. */

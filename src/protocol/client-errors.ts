@@ -7,6 +7,7 @@ import { isErrorCode, RoostError, type ErrorCode, type ErrorDetails } from '../c
 export type ClientErrorCode =
   | 'SERVER_UNREACHABLE' | 'TLS_REFUSED' | 'PLAIN_HTTP_REFUSED' | 'URL_MALFORMED' | 'REPLY_MALFORMED'
   | 'SOURCE_NOT_REPEATABLE' | 'PUSH_NOT_CONVERGING' | 'TRANSFER_DAMAGED' | 'SCANNER_FAILED' | 'SNAPSHOT_KEY_MISMATCH'
+  | 'MACHINE_MALFORMED' | 'IMAGE_UNREADABLE' | 'HOOK_FAILED' | 'QEMU_FAILED' | 'DESTINATION_REFUSED'
 
 export class ClientError extends Error {
   override readonly name = 'ClientError'

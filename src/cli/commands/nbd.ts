@@ -16,7 +16,7 @@ import { tellError } from '../error-hints.js'
 import { snapshotChoice } from './restore.js'
 
 interface NbdFlags {
-  readonly path?: string; readonly socket?: string; readonly listen?: string; readonly source?: string; readonly cache?: number
+  readonly path?: string; readonly disk?: string; readonly socket?: string; readonly listen?: string; readonly source?: string; readonly cache?: number
   readonly tlsCert?: string; readonly tlsKey?: string; readonly tlsCa?: string; readonly allowAnyClient?: boolean
 }
 /** Of a socket's path, with the NUL that ends it (sockaddr_un). */
@@ -30,6 +30,7 @@ export function registerNbd(registry: Registry): void {
     .argument('<snapshot[:path]>', 'an id, the start of one (6 digits or more), or "latest"; after a colon, an image or file within it')
     .description('serve the disk images of a snapshot read-only over NBD, until Ctrl-C: to look into, to boot from, to copy')
     .option('--path <entry>', 'this image or file only (default: all images of the snapshot, by their names)')
+    .option('--disk <disk>', 'this disk only: its number, from 1 in the order of the machine, or its name')
     .option('--socket <path>', 'a unix socket for the same user (default: one in a new private directory)')
     .option('--listen <host:port>', 'TCP; only this machine, unless there is TLS. Port 0 finds a free one')
     .option('--tls-cert <file>', 'PEM certificate chain: clients must use TLS').option('--tls-key <file>', 'its PEM key')
@@ -37,11 +38,12 @@ export function registerNbd(registry: Registry): void {
     .option('--allow-any-client', 'with TLS and without --tls-ca, beyond this machine: whoever reaches the port may read')
     .option('--cache <size>', 'memory for chunks that were read lately (default 128M)', sizeOption)
     .option('--source <name>', 'with "latest": of this source'),
-  ['roost nbd latest --source web1', 'roost nbd 3fa9c1d20b77 --socket /run/web1.sock', 'roost nbd latest:/var/lib/db.img --listen 127.0.0.1:10809',
+  ['roost nbd latest --source web1', 'roost nbd 3fa9c1d20b77 --disk 1 --socket /run/web1.sock', 'roost nbd latest:/var/lib/db.img --listen 127.0.0.1:10809',
     'roost nbd latest --listen 0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-ca clients-ca.pem']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
     if (path !== undefined && flags.path !== undefined) throw new UsageError('Name the entry once: after the colon, or with --path.')
     const entry = path ?? flags.path
+    if (entry !== undefined && flags.disk !== undefined) throw new UsageError('Name the entry once: by its path, or with --disk.')
     const tls = tlsOf(flags)
     requireAddress(flags, tls)
     if (flags.cache !== undefined && flags.cache < CACHE_BYTES_MIN) throw new UsageError(`--cache is at least ${formatBytes(CACHE_BYTES_MIN)}.`)
@@ -51,7 +53,8 @@ export function registerNbd(registry: Registry): void {
     const { openExports } = await import('../../../client/nbd/open-exports.js')
     const { startNbdServer } = await import('../../../client/nbd/server.js')
     const opened = await openExports(client, { ...snapshotChoice(context, snapshot, flags.source), cacheBytes: flags.cache ?? CACHE_BYTES_DEFAULT,
-      ...(entry === undefined ? {} : { path: argumentBytes(entry) }) }, signal)
+      ...(entry === undefined ? {} : { path: argumentBytes(entry) }),
+      ...(flags.disk === undefined ? {} : { disk: flags.disk }) }, signal)
     const place = chooseAddress(flags)
     try {
       const told = new Set<string>()

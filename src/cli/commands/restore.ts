@@ -13,13 +13,14 @@ import { formatBytes, formatCount, formatDuration, printable } from '../format.j
 import { requireSnapshotName, shortId, splitSnapshotPath } from '../snapshot-lookup.js'
 
 interface RestoreFlags {
-  readonly target?: string; readonly toFile?: string; readonly toDevice?: string; readonly include?: readonly string[]; readonly overwrite: string
+  readonly target?: string; readonly toFile?: string; readonly toDevice?: string; readonly format: string; readonly disk?: string; readonly include?: readonly string[]; readonly overwrite: string
   readonly continueOnDamage?: boolean; readonly stopOnDamage?: boolean
   /** False: --no-owner, --no-xattrs. */
   readonly owner: boolean; readonly xattrs: boolean
   readonly source?: string
 }
 const OVERWRITE = ['never', 'if-changed', 'always'] as const
+const FORMATS = ['raw', 'qcow2'] as const
 const WHICH = 'an id, the start of one (6 digits or more), or "latest"; after a colon, a path within it'
 
 export function registerRestore(registry: Registry): void {
@@ -27,6 +28,8 @@ export function registerRestore(registry: Registry): void {
     .description('bring files, an image or a dump back; every chunk is verified')
     .option('--target <dir>', 'into this directory: the whole tree, or what is in PATH')
     .option('--to-file <file>', 'one file or image into this file').option('--to-device <device>', 'one image over this block device')
+    .addOption(choiceOption('--format <format>', 'of images, with --to-file; with --target: of every disk of the machine', FORMATS, 'raw'))
+    .option('--disk <disk>', 'instead of a path: this disk, its number from 1 in the order of the machine, or its name')
     .option('--include <path>', 'only this path (with all below) or glob; may be repeated', collect)
     .addOption(choiceOption('--overwrite <when>', 'what to do with files that are there', OVERWRITE, 'never'))
     .option('--continue-on-damage', 'keep damaged files, with zeroes where data is lost (default: leave them out)')
@@ -36,9 +39,12 @@ export function registerRestore(registry: Registry): void {
   ['roost restore latest --target /tmp/back', 'roost restore latest:/home/ann --target /tmp/ann',
     "roost restore 3fa9c1d20b77 --target /tmp/back --include /etc/ssh --include '*.conf'",
     'roost restore latest --source web1:root --to-device /dev/vg0/web1',
+    'roost restore latest --source web1 --disk 1 --to-file web1.qcow2 --format qcow2', 'roost restore latest --source web1 --target /srv/web1 --format qcow2',
     'roost restore 3fa9c1d20b77:/var/lib/db.img --to-file db.img']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
+    if (path !== undefined && flags.disk !== undefined) throw new UsageError('Name the disk once: by its path, or with --disk.')
     const destination = destinationOf(flags)
+    if (destination.kind === 'machine' && path !== undefined) throw new UsageError('--target with --format qcow2 restores whole machines: leave the path out, or use --to-file.')
     const choice = snapshotChoice(context, snapshot, flags.source)
     const { client } = context.repository({ isLong: true })
     const scope = destination.kind === 'directory' && path !== undefined ? await scopeOf(context, client, choice, argumentBytes(path))
@@ -46,7 +52,7 @@ export function registerRestore(registry: Registry): void {
     const include = [...(scope.include ?? []), ...(flags.include ?? []).map(argumentBytes)]
     const { runRestore } = await import('../../../client/restore/run-restore.js') // here, not above: no other command needs it
     const report = await runRestore(client, {
-      ...choice, ...scope, destination, include, overwrite: OVERWRITE.find((when) => when === flags.overwrite)!,
+      ...choice, ...scope, ...(flags.disk === undefined ? {} : { disk: flags.disk }), destination, include, overwrite: OVERWRITE.find((when) => when === flags.overwrite)!,
       onDamage: flags.stopOnDamage === true ? 'stop' : flags.continueOnDamage === true ? 'keep' : 'skip',
       owners: flags.owner ? 'numeric' : 'none', xattrs: flags.xattrs,
     }, restoreEvents(context), context.signal, { clock: context.clock, random: context.random })
@@ -75,6 +81,12 @@ function destinationOf(flags: RestoreFlags): RestoreDestination {
   const path = argumentBytes(given[0]!)
   if (path.length === 0) throw new UsageError('The destination is empty.')
   if (flags.target === undefined && flags.include !== undefined) throw new UsageError('--include belongs to --target.')
+  if (flags.target !== undefined && flags.disk !== undefined) throw new UsageError('--disk names one disk: it belongs to --to-file or --to-device.')
+  if (flags.format === 'qcow2') {
+    if (flags.toDevice !== undefined) throw new UsageError('--to-device takes the bytes of the disk: leave --format out.')
+    if (flags.include !== undefined) throw new UsageError('--format qcow2 with --target restores whole machines: leave --include out.')
+    return { kind: flags.target !== undefined ? 'machine' : 'qcow2', path }
+  }
   return { kind: flags.target !== undefined ? 'directory' : flags.toFile !== undefined ? 'file' : 'device', path }
 }
 /** A directory's content goes into the target; anything else goes there under its own name. */
