@@ -1,7 +1,7 @@
 /** The text of a machine.json, checked: whoever saved it may be a stranger, so nothing in it is believed beyond its shape, its bounds and
  *  the alphabets of what goes into command lines and XML. Members that are not known are left out.
  */
-import { ClientError } from '../client-errors.js'
+import { ClientError } from '../../src/protocol/client-errors.js'
 import {
   MACHINE_FILE, MACHINE_FILE_BYTES_MAX, type DiskDescription, type MachineDescription, type NovaDescription, type QemuDescription,
 } from './machine-description.js'

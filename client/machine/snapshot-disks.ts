@@ -4,7 +4,7 @@
  */
 import { RoostError } from '../../src/core/errors.js'
 import type { OpenSnapshot } from '../browse/open-snapshot.js'
-import { ClientError } from '../client-errors.js'
+import { ClientError } from '../../src/protocol/client-errors.js'
 import { ChunkCache } from '../nbd/chunk-cache.js'
 import { openLayout } from '../nbd/image-layout.js'
 import { ImageReader } from '../nbd/image-reader.js'

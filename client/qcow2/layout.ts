@@ -38,7 +38,8 @@ export interface Qcow2Shape {
 export function shapeOf(imageBytes: number): Qcow2Shape {
   const virtualBytes = Math.ceil(imageBytes / SECTOR_BYTES) * SECTOR_BYTES
   const tables = Math.ceil(virtualBytes / TABLE_SPAN_BYTES)
-  if (tables * ENTRY_BYTES > L1_BYTES_MAX) throw new RoostError('LIMIT_EXCEEDED', 'The image is larger than a qcow2 file of this kind can be.', { limit: L1_BYTES_MAX / ENTRY_BYTES * TABLE_SPAN_BYTES })
+  if (tables * ENTRY_BYTES > L1_BYTES_MAX)
+    throw new RoostError('LIMIT_EXCEEDED', 'The image is larger than a qcow2 file of this kind can be.', { limit: L1_BYTES_MAX / ENTRY_BYTES * TABLE_SPAN_BYTES })
   const firstTableCluster = 1 + Math.max(1, clustersFor(tables * ENTRY_BYTES))
   return { virtualBytes, tables, l1Cluster: 1, firstTableCluster, firstDataCluster: firstTableCluster + tables }
 }

@@ -2,7 +2,7 @@
 import type { OpenSnapshot } from '../browse/open-snapshot.js'
 import { readMachine, type SnapshotDisk } from '../machine/snapshot-disks.js'
 import { DirectoryReader } from '../tree/directory-reader.js'
-import { ClientError } from '../client-errors.js'
+import { ClientError } from '../../src/protocol/client-errors.js'
 import type { ChunkWindows } from './chunk-windows.js'
 import type { RestoreCounters, RestoreEvents } from './restore-report.js'
 import { restoreToQcow2, type Qcow2Options } from './restore-to-qcow2.js'
