@@ -9,6 +9,7 @@ import { RoostError, hasCode } from '../src/core/errors.js'
 import { parseSessionId, parseSnapshotId, type SessionId, type SnapshotId } from '../src/core/ids.js'
 import type { OpenSessionReply, SnapshotRecord, SnapshotStatistics } from '../src/core/messages.js'
 import { ClientError } from '../src/protocol/client-errors.js'
+import { chunkBytesByDisk } from './image/disk-report.js'
 import type { RepositoryClient } from './repository-client.js'
 import type { SourceConfig } from './scan-source.js'
 import { readVerifiedNodes, startScanner, type Scanner } from './scanner.js'
@@ -196,15 +197,20 @@ function startPassScanner(run: Run, pass: Pass, session: OpenSessionReply, paren
       pass.problems++
       events.onProblem?.(problem)
     },
+    onNote: (text) => { events.onNotice?.(text) },
     onAt: (path) => { pass.at = path },
   }, options.where ?? 'thread')
 }
-/** An image is cut as before, or its chunks would be others and heal nothing. */
+/** Disks are cut as before, or their chunks would be others and heal nothing. */
 function sourceOf(config: SourceConfig, { withheldParent, verifyKey }: OpenSessionReply): SourceConfig {
-  if (config.mode !== 'image' || config.chunkBytes !== undefined || withheldParent === undefined) return config
+  if (config.mode !== 'image' || withheldParent === undefined) return config
   try {
-    const chunkBytes = openSignedSnapshot(withheldParent, verifyKey).description?.['chunkBytes']
-    return typeof chunkBytes === 'number' ? { ...config, chunkBytes } : config
+    const formerly = chunkBytesByDisk(openSignedSnapshot(withheldParent, verifyKey).description)
+    const disks = config.disks.map((disk) => {
+      const chunkBytes = disk.chunkBytes ?? formerly(disk.name)
+      return chunkBytes === undefined ? disk : { ...disk, chunkBytes }
+    })
+    return { ...config, disks }
   } catch (error) {
     if (!hasCode(error, 'SNAPSHOT_CORRUPT')) throw error
     return config

@@ -16,6 +16,7 @@ export interface ScanJob {
   /** Arenas that may exist at once. */
   readonly arenasMax: Readonly<Record<ArenaUse, number>>
   readonly counters: SharedArrayBuffer
+  readonly limitReadBytesPerSecond?: number
 }
 
 export type FromScanner =
@@ -23,6 +24,7 @@ export type FromScanner =
   /** Bodies of nodes of the parent, please; `ids` are packed. */
   | { readonly type: 'read'; readonly request: number; readonly ids: ArrayBuffer }
   | { readonly type: 'problem'; readonly problem: SourceProblem }
+  | { readonly type: 'note'; readonly text: string }
   | { readonly type: 'at'; readonly path: string }
   | { readonly type: 'done'; readonly root: string; readonly description: Record<string, unknown> | undefined; readonly chunks: number }
   | { readonly type: 'failed'; readonly error: PlainError }

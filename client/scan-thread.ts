@@ -4,7 +4,9 @@
  *  Sources work synchronously between awaits; messages are heard when they wait for an arena, for nodes, or turn the loop.
  */
 import type { MessagePort } from 'node:worker_threads'
+import { systemClock } from '../src/core/clock.js'
 import { CHUNK_ID_BYTES, formatChunkId, parseChunkId, type ChunkId } from '../src/core/ids.js'
+import { rateLimiter } from '../src/core/rate-limit.js'
 import { flattenError, restoreError } from '../src/protocol/client-errors.js'
 import { sharedCounters, type FromScanner, type ScanJob, type ToScanner } from './scan-protocol.js'
 import { scanSource } from './scan-source.js'
@@ -25,8 +27,10 @@ export async function runScan(job: ScanJob, port: MessagePort): Promise<void> {
       : { root: parseChunkId(job.parent.root), nodes: link, startedAtMs: job.parent.startedAtMs },
     counters: sharedCounters(job.counters),
     report: (problem: SourceProblem) => { link.post({ type: 'problem', problem }) },
+    note: (text) => { link.post({ type: 'note', text }) },
     at: (path) => { if (names++ % AT_EVERY === 0) link.post({ type: 'at', path }) },
     signal: link.signal,
+    ...(job.limitReadBytesPerSecond === undefined ? {} : { limitRead: rateLimiter(job.limitReadBytesPerSecond, systemClock) }),
   }
   try {
     const { root, description } = await scanSource(job.source, context, job.chunker)

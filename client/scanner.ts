@@ -16,6 +16,7 @@ export interface ScannerDeps {
   /** Bodies in order; `ids` are packed. */
   readNodes(ids: Buffer): Promise<Buffer[]>
   onProblem(problem: SourceProblem): void
+  onNote(text: string): void
   onAt(path: string): void
 }
 export interface Scanner {
@@ -100,6 +101,7 @@ class RunningScanner implements Scanner {
       case 'arena': this.#guard(this.#take(new Arena(message.use, message.buffer, message.count))); break
       case 'read': this.#guard(this.#read(message.request, Buffer.from(message.ids))); break
       case 'problem': this.deps.onProblem(message.problem); break
+      case 'note': this.deps.onNote(message.text); break
       case 'at': this.deps.onAt(message.path); break
       case 'failed': void this.stop(restoreError(message.error)); break
       case 'done':

@@ -78,17 +78,19 @@ export class ImageTreeWriter {
 
 /** Leaves that are asked for ahead of the one in use. */
 const READ_AHEAD_NODES = 8
+/** Reading may be ahead of writing by some leaves. */
+const LEFT_NODES = 4
 
 interface ReadNode { readonly start: number; readonly id: ChunkId; readonly children: ImageChildren }
 
-/** Reads forwards at full speed, elsewhere correctly. Memory: two nodes a level, and twice READ_AHEAD_NODES at most.
+/** Reads forwards at full speed, elsewhere correctly. Memory: 1 + LEFT_NODES nodes a level, and twice READ_AHEAD_NODES at most.
  *  Concurrency: one call at a time. */
 export class ImageTreeReader {
   readonly shape: ImageShape
   readonly #rootLevel: number
-  /** The node last read of each level, and the one before: a writer asks for the place that it has just left. */
+  /** The node last read of each level, and a few before: a writer asks for places that were left a little while ago. */
   readonly #current: (ReadNode | undefined)[] = []
-  readonly #previous: (ReadNode | undefined)[] = []
+  readonly #left: ReadNode[][] = []
   /** Leaves on their way, by first slot. */
   readonly #coming = new Map<number, Promise<Buffer>>()
   /** A stretch that is known to be all zeroes. */
@@ -120,7 +122,7 @@ export class ImageTreeReader {
   }
   /** The id of a node that was read lately, for ImageTreeWriter. */
   readonly findNode: FindParentNode = (level, firstSlot) =>
-    [this.#current[level], this.#previous[level]].find((node) => node?.start === firstSlot)?.id
+    [this.#current[level], ...this.#left[level] ?? []].find((node) => node?.start === firstSlot)?.id
 
   /** Chunks and holes over the bytes from `fromByte` to `toByte`, widened to whole slots, ascending, without gaps.
    *  @throws {RoostError} TREE_MALFORMED, or what `nodes` throws */
@@ -168,7 +170,7 @@ export class ImageTreeReader {
       return undefined
     }
     const children = decodeImageNode(await this.#read(level, start, id), this.shape, level, start)
-    this.#previous[level] = current
+    if (current !== undefined) this.#left[level] = [current, ...this.#left[level] ?? []].slice(0, LEFT_NODES)
     return this.#current[level] = { start, id, children }
   }
   async #read(level: number, start: number, id: ChunkId): Promise<Buffer> {

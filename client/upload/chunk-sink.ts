@@ -5,6 +5,7 @@
  *  when all arenas are in flight, `space` waits: that is the back-pressure and the bound on memory.
  */
 import type { ChunkId, ChunkKind } from '../../src/core/ids.js'
+import type { RateLimiter } from '../../src/core/rate-limit.js'
 
 export interface ChunkSink {
   /** Contiguous writable space of at least `bytesMin` (≤ LIMITS.chunkBytesMax), usually more: the free rest of the current
@@ -31,7 +32,12 @@ export interface ScanCounters {
   errors: number
 }
 /** A path that could not be saved, or not as it was: reported, counted, never fatal. `path` is display text. */
-export interface SourceProblem { readonly path: string; readonly reason: 'vanished' | 'changed' | 'unreadable' | 'unsupported'; readonly message: string }
+export interface SourceProblem {
+  readonly path: string
+  /** `map-wrong`: a disk's dirty map missed writes; the disk was read in full instead. */
+  readonly reason: 'vanished' | 'changed' | 'unreadable' | 'unsupported' | 'map-wrong'
+  readonly message: string
+}
 
 export interface ScanContext {
   readonly sink: ChunkSink
@@ -39,9 +45,13 @@ export interface ScanContext {
   readonly parent: { readonly root: ChunkId; readonly nodes: NodeSource; readonly startedAtMs: number } | undefined
   readonly counters: ScanCounters
   report(problem: SourceProblem): void
+  /** Worth a line to the user, and no problem. */
+  note(text: string): void
   /** Name of what is being read now, for progress. */
   at(path: string): void
   readonly signal: AbortSignal
+  /** What --limit-read allows: taken before bytes are read. */
+  readonly limitRead?: RateLimiter
 }
 /** The root (a directory or directory-index node) of what was scanned; description goes into the snapshot. */
 export interface ScanResult { readonly root: ChunkId; readonly description?: Record<string, unknown> }

@@ -41,7 +41,7 @@ async function scan(paths: string | readonly (string | Buffer)[], config: Partia
   const problems: SourceProblem[] = []
   const nodes = options.parent === undefined ? undefined : new MemoryNodes(chunks, options.parent.root)
   const { root } = await scanFiles({ paths: [paths].flat().map((path) => Buffer.from(path as string)), ...config }, {
-    sink, counters, report: (problem) => { problems.push(problem) }, at: () => {}, signal: options.signal ?? new AbortController().signal,
+    sink, counters, report: (problem) => { problems.push(problem) }, at: () => {}, note: () => {}, signal: options.signal ?? new AbortController().signal,
     parent: nodes === undefined ? undefined
       : { root: options.parent!.root, nodes, startedAtMs: options.startedAtMs ?? FAR_FUTURE_MS },
   }, PARAMETERS)

@@ -2,11 +2,11 @@ import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { closeSync, ftruncateSync, mkdtempSync, openSync, readFileSync, rmSync, statSync, symlinkSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import type { ImageContent } from '../../client/image/image-node.js'
 import { ImageTreeReader } from '../../client/image/image-tree.js'
-import { scanImage, type ImageConfig } from '../../client/image/scan-image.js'
+import { scanImage, type DiskConfig, type ImageConfig } from '../../client/image/scan-image.js'
 import { writeImage, type ImagePiece } from '../../client/image/write-image.js'
 import * as posix from '../../client/native/posix.js'
 import { DirectoryReader } from '../../client/tree/directory-reader.js'
@@ -42,14 +42,16 @@ function change(path: string, at: number, bytes: Buffer): void {
 }
 
 interface Scanned { root: ChunkId; entry: Entry; content: ImageContent; sink: MemorySink; problems: SourceProblem[]; context: ScanContext }
-async function scan(config: ImageConfig, chunks = new MemoryChunks(), parent?: ScanContext['parent']): Promise<Scanned> {
+type FileDisk = Omit<DiskConfig, 'from' | 'name'> & { readonly name?: string; readonly path: string | Uint8Array }
+const oneDisk = ({ path, name = basename(path.toString()), ...rest }: FileDisk): ImageConfig => ({ disks: [{ name, from: { kind: 'file', path }, ...rest }] })
+async function scan(config: FileDisk, chunks = new MemoryChunks(), parent?: ScanContext['parent']): Promise<Scanned> {
   const sink = new MemorySink(chunks)
   const problems: SourceProblem[] = []
   const context: ScanContext = {
-    sink, parent, report: (problem) => { problems.push(problem) }, at: () => undefined, signal: new AbortController().signal,
+    sink, parent, report: (problem) => { problems.push(problem) }, at: () => undefined, note: () => undefined, signal: new AbortController().signal,
     counters: { files: 0, directories: 0, others: 0, sourceBytes: 0, bytesRead: 0, filesUnchanged: 0, errors: 0 },
   }
-  const { root } = await scanImage(config, context, PARAMETERS)
+  const { root } = await scanImage(oneDisk(config), context, PARAMETERS)
   const entries: Entry[] = []
   for await (const entry of new DirectoryReader(new MemoryNodes(chunks, root), root).entries()) entries.push(entry)
   assert.equal(entries.length, 1)
@@ -166,7 +168,7 @@ test('an image cut short or written to while it is read is reported', async (t) 
     const sink = new InterferingSink(interfere)
     const problems: SourceProblem[] = []
     const counters = { files: 0, directories: 0, others: 0, sourceBytes: 0, bytesRead: 0, filesUnchanged: 0, errors: 0 }
-    await scanImage({ path }, { sink, parent: undefined, counters, report: (p) => { problems.push(p) }, at: () => undefined,
+    await scanImage(oneDisk({ path }), { sink, parent: undefined, counters, report: (p) => { problems.push(p) }, at: () => undefined, note: () => undefined,
       signal: new AbortController().signal }, PARAMETERS)
     assert.deepEqual(problems.map(({ reason, path: where }) => [reason, where]), [['changed', path]])
   }
@@ -204,8 +206,8 @@ test('a cancelled scan ends with the reason', async (t) => {
   const path = imageFile(t, MiB, [{ at: 0, bytes: MiB, fill: 1 }])
   const reason = new Error('enough')
   const counters = { files: 0, directories: 0, others: 0, sourceBytes: 0, bytesRead: 0, filesUnchanged: 0, errors: 0 }
-  await assert.rejects(scanImage({ path }, { sink: new MemorySink(), parent: undefined, counters, report: () => undefined,
-    at: () => undefined, signal: AbortSignal.abort(reason) }, PARAMETERS), reason)
+  await assert.rejects(scanImage(oneDisk({ path }), { sink: new MemorySink(), parent: undefined, counters, report: () => undefined,
+    at: () => undefined, note: () => undefined, signal: AbortSignal.abort(reason) }, PARAMETERS), reason)
 })
 
 test('writing over an existing file leaves nothing of it; a piece outside the image or a gap is refused', async (t) => {

@@ -27,6 +27,7 @@ const WIRE_MODES = ['raw', 'zstd', 'auto'] as const
 const REDRAW_MS = 200
 const VERBS = {
   vanished: 'vanished', changed: 'changed while it was read', unreadable: 'could not be read', unsupported: 'cannot be saved',
+  'map-wrong': 'changed unnoticed',
 } as const
 
 export function registerBackup(registry: Registry): void {
@@ -75,7 +76,9 @@ function sourceConfig(context: CommandContext, flags: BackupFlags, paths: readon
     const chunk = flags.chunkSize
     if (chunk !== undefined && (chunk < 4096 || chunk > LIMITS.chunkBytesMax || (chunk & (chunk - 1)) !== 0))
       throw new UsageError(`--chunk-size must be a power of two from 4K to ${formatBytes(LIMITS.chunkBytesMax)}.`)
-    return { mode: 'image', path: absolutePath(flags.image), ...(chunk === undefined ? {} : { chunkBytes: chunk }) }
+    const path = absolutePath(flags.image)
+    const name = path.subarray(path.lastIndexOf(0x2f) + 1).toString('utf8')
+    return { mode: 'image', disks: [{ name, from: { kind: 'file', path }, ...(chunk === undefined ? {} : { chunkBytes: chunk }) }] }
   }
   const setting = flags.excludeFile === undefined ? context.settings.value('excludeFile') : undefined
   const excludeFiles = (flags.excludeFile ?? (setting === undefined ? [] : [setting])).map((file) => readFileSync(argumentBytes(file)))
@@ -181,8 +184,8 @@ async function expectedBytes(context: CommandContext, client: RepositoryClient, 
   if (context.runtime.stderr.isTTY !== true || options.config.mode === 'stdin') return undefined
   try {
     if (options.config.mode === 'image') {
-      const size = statSync(Buffer.from(options.config.path)).size
-      return size > 0 ? size : undefined // a block device tells its size elsewhere
+      const sizes = options.config.disks.map(({ from }) => from.kind === 'file' ? statSync(Buffer.from(from.path)).size : 0)
+      return sizes.every((size) => size > 0) ? sizes.reduce((sum, size) => sum + size) : undefined // a block device tells its size elsewhere
     }
     return (await findSnapshot(context, client, 'latest', { source: options.source })).record.statistics.sourceBytes
   } catch {
