@@ -19,13 +19,15 @@ const ROOT = ((): string => {
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'src/core': [],
   'src/protocol': ['src/core'],
-  'src/store': ['src/core'],
+  'src/http': ['src/core'],
+  'src/openstack': ['src/core', 'src/http'],
+  'src/store': ['src/core', 'src/http', 'src/openstack'],
   'src/index': ['src/core'],
   'src/repo': ['src/core', 'src/store', 'src/index'],
   'src/gc': ['src/core', 'src/store', 'src/index', 'src/repo'],
   'src/server': ['src/core', 'src/protocol', 'src/repo', 'src/gc'],
-  'client': ['src/core', 'src/protocol'],
-  'src/cli': ['src/core', 'src/protocol', 'src/store', 'src/index', 'src/repo', 'src/gc', 'src/server', 'client'],
+  'client': ['src/core', 'src/protocol', 'src/openstack'],
+  'src/cli': ['src/core', 'src/protocol', 'src/openstack', 'src/store', 'src/index', 'src/repo', 'src/gc', 'src/server', 'client'],
 }
 /** Core files that belong to the server's side: the thin client has no sealing, no store and no YAML. */
 const NOT_FOR_CLIENT = ['src/core/seal.ts', 'src/core/yaml.ts']
@@ -40,7 +42,7 @@ const ONLY_IMPORTER: Readonly<Record<string, string>> = {
   pino: 'src/server/logger.ts',
   koffi: 'src/core/ffi.ts',
   commander: 'src/cli/',
-  undici: 'src/store/http.ts',
+  undici: 'src/http/http.ts',
   yaml: 'src/core/yaml.ts',
   croner: 'src/server/jobs/cron-schedule.ts',
   '@aws-sdk/client-s3': 'src/store/s3/s3-client.ts',

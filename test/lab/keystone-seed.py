@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""keystone-seed.py URL OUT.json: project, users, roles, the object-store in the catalog, an application credential and an EC2 (S3) key pair."""
+"""keystone-seed.py URL OUT.json: project, users, roles, the services of the lab in the catalog, an application credential and an EC2 (S3) key pair."""
 import json, os, sys
 import requests
 url, out = sys.argv[1:3]
@@ -22,11 +22,13 @@ def user(name, pw, project, *rr):
     users[name] = post('/users', user={'name': name, 'password': pw, 'domain_id': 'default', 'default_project_id': proj[project]})['user']['id']
     for r in rr:
         assert s.put(f"{url}/v3/projects/{proj[project]}/users/{users[name]}/roles/{roles[r]}").status_code == 204
-user('swift', 'servicepw', 'service', 'admin', 'service')
+for name in ('swift', 'glance', 'nova', 'placement'): user(name, 'servicepw', 'service', 'admin', 'service')
 user('demo', 'demopw', 'demo', 'member')
 user('reader', 'readerpw', 'demo', 'reader')
 swift = f"http://127.0.0.1:{port('PORT_KPROXY', '18081')}/v1/AUTH_%(project_id)s"
-cat = {'object-store': ('swift', swift)}
+cat = {'object-store': ('swift', swift), 'image': ('glance', f"http://127.0.0.1:{port('PORT_GLANCE', '19292')}"),
+       'compute': ('nova', f"http://127.0.0.1:{port('PORT_NOVA', '18774')}/v2.1"), 'placement': ('placement', f"http://127.0.0.1:{port('PORT_PLACEMENT', '18778')}"),
+       'network': ('neutron', f"http://127.0.0.1:{port('PORT_NEUTRON', '19696')}")}
 for typ, (name, u) in cat.items():
     sid = post('/services', service={'type': typ, 'name': name})['service']['id']
     for i in ('public', 'internal', 'admin'):

@@ -1,7 +1,8 @@
 #!/bin/bash
-# Real Swift and Keystone from Debian's packages on loopback: as the calling user, in one private directory, without systemd. Idempotent.
+# Real Swift, Keystone, Glance and Nova from Debian's packages on loopback: as the calling user, in one private directory, without systemd. Idempotent.
 #
-#   LAB_DIR=/some/dir lab.sh up swift [keystone]      starts what does not run yet, and waits until it answers
+#   LAB_DIR=/some/dir lab.sh up [swift] [keystone] [glance] [nova]      starts what does not run yet, and waits until it answers; glance and nova need keystone,
+#                                                     nova needs glance (cloud.sh has both)
 #   LAB_DIR=/some/dir lab.sh down [--wipe]            by recorded pid and kernel start time; --wipe deletes the state
 #   LAB_DIR=/some/dir lab.sh start|stop|freeze|thaw PART
 #
@@ -65,9 +66,10 @@ start() {
         --wsgi-file /usr/bin/keystone-wsgi-public --master --processes 1 --threads 1 --lazy-apps --need-app --die-on-term --add-header "Connection: close" \
         --buffer-size 65535 --procname-prefix-spaced keystone
       wait_http keystone "$KURL/v3" ;;
-    *) echo "unknown part: $1" >&2; exit 2 ;;
+    *) start_cloud "$1" ;;
   esac
 }
+. "$HERE/cloud.sh"
 
 port_of() { case "$1" in 1) echo "$PORT_OBJECT" ;; 2) echo "$PORT_OBJECT2" ;; *) echo "$PORT_OBJECT3" ;; esac; }
 configure_swift() {
@@ -200,6 +202,8 @@ policy_dirs = $K/policy.d
 enabled = true
 backend = dogpile.cache.memory_pickle
 X
+}
+configure_kproxy() {
   # the TempAuth proxy's configuration with its auth part replaced; authtoken must come before s3api
   sed -e "s/^bind_port = .*/bind_port = $PORT_KPROXY/" -e 's/ s3api tempauth / authtoken s3api s3token keystoneauth /' "$C/proxy-server.conf" > "$C/kproxy-server.conf"
   local service="auth_url = $KURL/v3
@@ -253,12 +257,14 @@ case "$command" in
       for part in memcached swift-object swift-container swift-account swift-proxy; do start "$part"; done ;;
     esac
     case " $* " in *" keystone "*)
-      configure_keystone; prepare_keystone; start keystone
+      configure_keystone; prepare_keystone; start memcached; start keystone
       if [ ! -e "$K/.done" ]; then /usr/bin/python3 "$HERE/keystone-seed.py" "$KURL" "$K/seed.json"; touch "$K/.done"; fi
-      start swift-kproxy ;;
-    esac ;;
+      case " $* " in *" swift "*) configure_kproxy; start swift-kproxy ;; esac ;;
+    esac
+    case " $* " in *" glance "*) configure_glance; start glance ;; esac
+    case " $* " in *" nova "*) up_nova ;; esac ;;
   down)
-    stop swift-kproxy keystone swift-proxy swift-account swift-container swift-object swift-object2 swift-object3 memcached
+    stop "${CLOUD_PARTS[@]}" swift-kproxy keystone swift-proxy swift-account swift-container swift-object swift-object2 swift-object3 memcached
     [ "${1:-}" != --wipe ] || rm -rf "${LAB_DIR:?}" ;;
   start) start "$1" ;;
   stop) stop "$1" ;;

@@ -1,6 +1,6 @@
 // Starts a lab (test/lab/lab.sh) on free ports and describes it: for tests, for scripts/test.mjs and for people (npm run lab).
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -20,18 +20,23 @@ async function freePorts(count) {
   return ports
 }
 
+/** Whether Glance and Nova are there, too (test/lab/install.sh cloud). */
+export const cloudInstalled = () => labInstalled() && ['glance-api', 'nova-api', 'nova-conductor', 'nova-scheduler', 'placement-api', 'epmd']
+  .every((command) => spawnSync('sh', ['-c', `PATH=/usr/sbin:/usr/bin:/sbin:/bin command -v ${command}`]).status === 0) && existsSync('/usr/lib/rabbitmq/bin/rabbitmq-server')
+
 /** Runs a command of lab.sh on a lab that `startLab` described. Throws with the script's last words. */
 export function controlLab({ directory, environment }, ...words) {
-  const { status, stderr } = spawnSync('bash', [SCRIPT, ...words], { env: { ...process.env, ...environment, LAB_DIR: directory }, encoding: 'utf8', timeout: 120_000 })
+  const { status, stderr } = spawnSync('bash', [SCRIPT, ...words], { env: { ...process.env, ...environment, LAB_DIR: directory }, encoding: 'utf8', timeout: 240_000 })
   if (status !== 0) throw new Error(`lab.sh ${words.join(' ')} ended with ${status}: ${stderr.trim().split('\n').slice(-6).join(' | ')}`)
 }
 
-/** @param options.services `['swift']` or `['swift', 'keystone']` */
+/** @param options.services of `swift`, `keystone`, `glance` (needs keystone) and `nova` (needs glance) */
 export async function startLab({ directory, services, tokenSeconds = 3600, devices = 1, replicas = 1, objectServers = 1 }) {
-  const [proxy, kproxy, object, container, account, memcache, keystone, object2, object3] = await freePorts(9)
+  const [proxy, kproxy, object, container, account, memcache, keystone, object2, object3, glance, nova, placement, neutron, amqp, amqpDist, epmd] = await freePorts(16)
   const environment = { PORT_PROXY: `${proxy}`, PORT_KPROXY: `${kproxy}`, PORT_OBJECT: `${object}`, PORT_CONTAINER: `${container}`, PORT_ACCOUNT: `${account}`,
     PORT_MEMCACHE: `${memcache}`, PORT_KEYSTONE: `${keystone}`, KEYSTONE_TOKEN_TTL: `${tokenSeconds}`, SWIFT_DEVICES: `${devices}`, SWIFT_REPLICAS: `${replicas}`,
     OBJECT_SERVERS: `${objectServers}`, PORT_OBJECT2: `${object2}`, PORT_OBJECT3: `${object3}`,
+    PORT_GLANCE: `${glance}`, PORT_NOVA: `${nova}`, PORT_PLACEMENT: `${placement}`, PORT_NEUTRON: `${neutron}`, PORT_AMQP: `${amqp}`, PORT_AMQP_DIST: `${amqpDist}`, PORT_EPMD: `${epmd}`,
     // A token that has run out must not live on in the proxy's cache.
     TOKEN_CACHE_TIME: `${Math.min(300, Math.max(5, Math.floor(tokenSeconds / 6)))}` }
   mkdirSync(directory, { recursive: true })
@@ -44,7 +49,7 @@ export async function startLab({ directory, services, tokenSeconds = 3600, devic
     return { ...lab, cloudsYaml, swiftAuthUrl: `http://127.0.0.1:${proxy}/auth/v1.0`,
       s3: { endpoint: `http://127.0.0.1:${proxy}`, accessKeyId: 'test:tester', secretAccessKey: 'testing',
         ...(seed && { keystoneEndpoint: `http://127.0.0.1:${kproxy}`, keystoneAccessKeyId: seed.ec2.access, keystoneSecretAccessKey: seed.ec2.secret }) },
-      ...(seed && { keystoneUrl: `http://127.0.0.1:${keystone}/v3`, projectId: seed.projects.demo }) }
+      ...(seed && { glanceUrl: `http://127.0.0.1:${glance}`, novaUrl: `http://127.0.0.1:${nova}/v2.1`, keystoneUrl: `http://127.0.0.1:${keystone}/v3`, projectId: seed.projects.demo }) }
   } catch (error) {
     stopLab(lab)
     throw error
@@ -66,7 +71,8 @@ ${more}`
     auth_type: v1password
     auth: { auth_url: '${v1}', username: 'test:tester', password: wrong }
 ${seed === undefined ? '' : `  demo:
-${user('demo', 'demopw')}  reader:
+${user('demo', 'demopw')}  admin:
+${user('admin', 'adminpw').replace('project_name: demo', 'project_name: admin')}  reader:
 ${user('reader', 'readerpw')}  wrong-password:
 ${user('demo', 'not-this-one')}  wrong-region:
 ${user('demo', 'demopw').replace('RegionOne', 'Nowhere')}  demo-appcred:

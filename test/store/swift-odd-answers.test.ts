@@ -13,7 +13,7 @@ import { hasCode, RoostError } from '../../src/core/errors.js'
 import { bytesBody } from '../../src/store/bytes-body.js'
 import type { ObjectStore } from '../../src/store/object-store.js'
 import { parseByteRanges } from '../../src/store/swift/byte-ranges.js'
-import { readCloudConfig } from '../../src/store/swift/cloud-config.js'
+import { readSwiftCloud as readCloudConfig } from '../../src/store/swift/login.js'
 import { openSwiftStore, type SwiftStoreOptions } from '../../src/store/swift/swift-store.js'
 import { ManualClock } from '../support/manual-clock.js'
 

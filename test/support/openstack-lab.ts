@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url'
 import type { LabDescription, LabOptions } from '../lab/start-lab.mjs'
 
 export type LabPart = 'swift-proxy' | 'swift-kproxy' | 'swift-object' | 'swift-object2' | 'swift-object3' | 'swift-container' | 'swift-account' | 'keystone' | 'memcached'
+  | 'glance' | 'nova-api' | 'nova-compute'
 export interface Lab extends LabDescription {
   stop(part: LabPart): void
   start(part: LabPart): void
@@ -22,6 +23,9 @@ const tools = await import(join(root, 'test/lab/start-lab.mjs')) as typeof impor
 export const labInstalled = tools.labInstalled()
 /** For `skip` of a test: false when the services are there. */
 export const withoutLab = labInstalled ? false : 'Swift and Keystone are not installed (test/lab/install.sh)'
+
+/** For `skip` of a test that needs Glance or Nova. */
+export const withoutCloud = tools.cloudInstalled() ? false : 'Glance and Nova are not installed (test/lab/install.sh cloud)'
 
 /** The lab of this run, or undefined where there is none. Its parts must be left alone. */
 export function sharedLab(): LabDescription | undefined {

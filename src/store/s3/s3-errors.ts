@@ -1,6 +1,6 @@
 /** What S3's errors mean: one sentence and a code for each, with the request id that its operators search their logs by. */
 import { isErrno, RoostError } from '../../core/errors.js'
-import { describe } from '../http.js'
+import { describe } from '../../http/http.js'
 
 /** What the SDK throws: an Error named by the service's code. */
 interface ServiceError extends Error {

@@ -1,6 +1,6 @@
 /** What Swift's answers mean: one sentence and a code for each, with the transaction id that its operators search their logs by. */
 import { RoostError } from '../../core/errors.js'
-import type { HttpAnswer } from '../http.js'
+import { parseRetryAfter, type HttpAnswer } from '../../http/http.js'
 
 /** Failure of a request that should have worked. `what` names it: "PUT of packs/ab/…". */
 export function swiftError(place: string, what: string, { status, headers }: HttpAnswer): RoostError {
@@ -29,10 +29,4 @@ export function swiftError(place: string, what: string, { status, headers }: Htt
 export function notSwift(place: string, { status, headers }: HttpAnswer): RoostError {
   return new RoostError('STORE_REFUSED',
     `${place}: what answers there (${status}, ${headers['content-type'] ?? 'no type'}) is not Swift; a web proxy or a login page may be in between.`, { status })
-}
-/** Seconds, or a date, which is held against the answer's own: this machine's clock may differ. */
-export function parseRetryAfter(text: string | undefined, date?: string): number | undefined {
-  if (text === undefined) return undefined
-  const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.parse(date ?? '')
-  return ms >= 0 ? ms : undefined
 }

@@ -5,10 +5,10 @@ import { createHmac } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import type { Clock } from '../../core/clock.js'
 import { hasCode, RoostError } from '../../core/errors.js'
-import { createHttp, discard, HttpFailure, type Http, type HttpAnswer, type HttpOptions, type HttpRequest } from '../http.js'
-import { readCloudConfig, type CloudConfig, type Environment } from './cloud-config.js'
-import { logIn, type Login } from './login.js'
-import { SwiftSession } from './session.js'
+import { createHttp, discard, HttpFailure, type Http, type HttpAnswer, type HttpOptions, type HttpRequest } from '../../http/http.js'
+import type { CloudConfig, Environment } from '../../openstack/cloud-config.js'
+import { TokenSession } from '../../openstack/token-session.js'
+import { logIn, readSwiftCloud, type Login } from './login.js'
 import type { SwiftPlace } from './swift-url.js'
 
 export interface SwiftMemory {
@@ -38,7 +38,7 @@ const AWAY_MS = 10_000
 
 export class SwiftRequests {
   readonly #options: SwiftRequestsOptions
-  readonly #session: SwiftSession
+  readonly #session: TokenSession<Login>
   #http: Http | undefined
   #httpFor = ''
   #storageUrl: string | undefined
@@ -48,11 +48,11 @@ export class SwiftRequests {
 
   constructor(options: SwiftRequestsOptions) {
     this.#options = options
-    this.#session = new SwiftSession(options.clock, () => this.#logIn())
+    this.#session = new TokenSession(options.clock, () => this.#logIn())
   }
   async #logIn(): Promise<Login> {
     const { place, environment, memory, deadlines = {} } = this.#options
-    const cloud = await readCloudConfig(place.cloud, environment, place.auth)
+    const cloud = await readSwiftCloud(place.cloud, environment, place.auth)
     const login = await logIn(cloud, { ...(place.region && { region: place.region }), ...(place.interface && { interface: place.interface }), deadlines })
     this.#trust(cloud)
     if (this.#storageUrl !== login.storageUrl) {
@@ -88,7 +88,7 @@ export class SwiftRequests {
     const answer = await this.#sendOnce(login, request)
     if (answer.status !== 401) return answer
     discard(answer)
-    try { login = await this.#session.replace(login, request.signal) } catch (error) {
+    try { login = await this.#replace(login, request.signal) } catch (error) {
       return await this.#sendSigned(request, error)
     }
     return await this.#sendOnce(login, request)
@@ -98,7 +98,13 @@ export class SwiftRequests {
     const login = await this.#session.current(signal)
     const answer = await this.#sendOnce(login, { method: 'HEAD', path: '', ...(signal && { signal }) })
     discard(answer)
-    if (answer.status === 401) await this.#session.replace(login, signal)
+    if (answer.status === 401) await this.#replace(login, signal)
+  }
+  async #replace(rejected: Login, signal: AbortSignal | undefined): Promise<Login> {
+    return await this.#session.replace(rejected, signal).catch((error: unknown) => {
+      if (hasCode(error, 'STORE_UNAVAILABLE')) throw new RoostError('STORE_UNAVAILABLE', `Swift asks for a new token (401). ${error.message}`, error.details, { cause: error })
+      throw error
+    })
   }
   #sendOnce(login: Login, request: SwiftRequest): Promise<HttpAnswer> {
     return this.#exchange(`${login.storageUrl}${request.path}${request.query ?? ''}`, { ...request.headers, 'x-auth-token': login.token }, request)
@@ -124,7 +130,7 @@ export class SwiftRequests {
     const key = (await readFile(place.tempUrlKeyFile, 'utf8').catch((error: unknown) => {
       throw new RoostError('STORE_REFUSED', `The TempURL key file ${place.tempUrlKeyFile} cannot be read.`, {}, { cause: error })
     })).trim()
-    if (this.#http === undefined) this.#trust(await readCloudConfig(place.cloud, environment, place.auth))
+    if (this.#http === undefined) this.#trust(await readSwiftCloud(place.cloud, environment, place.auth))
     const path = `${new URL(storageUrl).pathname}${request.path}`
     const expires = Math.ceil(clock.now() / 1000) + SIGNED_FOR_SECONDS
     const signature = createHmac('sha256', key).update(`${request.method}\n${expires}\n${decodeURIComponent(path)}`).digest('hex')

@@ -1,7 +1,5 @@
-/** The login that all calls of one target share: renewed before it runs out and when Swift rejects it, once for all who wait. */
-import type { Clock } from '../../core/clock.js'
-import { hasCode, RoostError } from '../../core/errors.js'
-import type { Login } from './login.js'
+/** The login that all calls share: renewed before it runs out and when a service rejects it, once for all who wait. */
+import type { Clock } from '../core/clock.js'
 
 /** A token is renewed when a fifth of its life is left, or two minutes. */
 const RENEW_SHARE = 0.2
@@ -11,14 +9,17 @@ const ASK_AGAIN_MS = 10_000
 /** How long to trust a token that nobody gave a life. */
 const LIFE_MS_DEFAULT = 3_600_000
 
-export class SwiftSession {
+/** `livesMs`: how long the token is good for, from now; undefined when nobody says. */
+export interface Lasting { readonly livesMs: number | undefined }
+
+export class TokenSession<Login extends Lasting> {
   #login: Login | undefined
   #renewAtMs = 0
   #deadAtMs = 0
   #renewing: Promise<Login> | undefined
   constructor(readonly clock: Clock, readonly logIn: () => Promise<Login>) {}
 
-  /** A token that should work now. @throws {RoostError} what logging in throws; `signal.reason` */
+  /** A token that should work now. @throws what logging in throws; `signal.reason` */
   async current(signal?: AbortSignal): Promise<Login> {
     const nowMs = this.clock.monotonicMs()
     const login = this.#login
@@ -31,13 +32,10 @@ export class SwiftSession {
     }
     return await abortable(this.#renew(), signal)
   }
-  /** Swift rejected this login: another one. */
+  /** A service rejected this login: another one. @throws as `current` */
   async replace(rejected: Login, signal?: AbortSignal): Promise<Login> {
     if (this.#login !== undefined && this.#login !== rejected) return this.#login // somebody was faster
-    return await abortable(this.#renew(), signal).catch((error: unknown) => {
-      if (hasCode(error, 'STORE_UNAVAILABLE')) throw new RoostError('STORE_UNAVAILABLE', `Swift asks for a new token (401). ${error.message}`, error.details, { cause: error })
-      throw error
-    })
+    return await abortable(this.#renew(), signal)
   }
   #renew(): Promise<Login> {
     this.#renewing ??= this.logIn().then((login) => {

@@ -4,8 +4,9 @@
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
-import { isErrno, RoostError } from '../../core/errors.js'
-import { parseYamlAsWritten } from '../../core/yaml.js'
+import { isErrno } from '../core/errors.js'
+import { parseYamlAsWritten } from '../core/yaml.js'
+import { CloudError } from './cloud-error.js'
 
 export type Environment = Readonly<Record<string, string | undefined>>
 export interface CloudConfig {
@@ -17,7 +18,8 @@ export interface CloudConfig {
   readonly auth: Readonly<Record<string, string>>
   readonly region?: string
   readonly interface?: string
-  readonly endpointOverride?: string
+  /** By openstacksdk's name of the service, with underscores: `object_store`, `compute`, `image`, `network`. */
+  readonly endpointOverrides: Readonly<Record<string, string>>
   readonly ca?: string
   readonly verify: boolean
 }
@@ -30,7 +32,7 @@ const AUTH_TYPES: Readonly<Record<string, CloudConfig['authType']>> = {
   password: 'password', v3password: 'password', token: 'token', v3token: 'token', v3applicationcredential: 'applicationCredential', v1password: 'v1' }
 
 /** @param cloud a name in clouds.yaml; undefined: OS_CLOUD, else the variables alone.
- *  @throws {RoostError} STORE_REFUSED naming what is missing, never a secret */
+ *  @throws {CloudError} CLOUD_NOT_CONFIGURED naming what is missing, never a secret */
 export async function readCloudConfig(cloud: string | undefined, environment: Environment, auth?: string): Promise<CloudConfig> {
   const name = auth === 'env' ? undefined : cloud ?? emptyAsAbsent(environment['OS_CLOUD'])
   return name === undefined ? fromEnvironment(environment) : await fromFiles(name, environment)
@@ -50,20 +52,22 @@ async function fromFiles(name: string, environment: Environment): Promise<CloudC
   const verify = !isNo(section['verify']) && !isYes(section['insecure'])
   return await finish(origin, collectAuth((key) => scalar(authSection[key]) ?? text(key)), {
     authType: text('auth_type'), region: text('region_name') ?? firstRegion(section['regions']), interface: text('interface') ?? text('endpoint_type'),
-    endpointOverride: text('object_store_endpoint_override'), caFile: text('cacert'), verify })
+    endpointOverrides: overridesBy((service) => text(`${service}_endpoint_override`)), caFile: text('cacert'), verify })
 }
 function fromEnvironment(environment: Environment): Promise<CloudConfig> {
   const of = (name: string): string | undefined => emptyAsAbsent(environment[name])
   const auth = collectAuth((key) => of(`OS_${key.toUpperCase()}`))
   if (auth['auth_url'] === undefined && of('ST_AUTH') !== undefined)
     return finish('the ST_* variables', { auth_url: of('ST_AUTH')!, ...(of('ST_USER') && { username: of('ST_USER')! }), ...(of('ST_KEY') && { password: of('ST_KEY')! }) },
-      { authType: 'v1password', verify: true })
+      { authType: 'v1password', endpointOverrides: {}, verify: true })
   return finish('the OS_* variables', auth, { authType: of('OS_AUTH_TYPE'), region: of('OS_REGION_NAME'), interface: of('OS_INTERFACE') ?? of('OS_ENDPOINT_TYPE'),
-    endpointOverride: of('OS_OBJECT_STORE_ENDPOINT_OVERRIDE') ?? of('OS_STORAGE_URL'), caFile: of('OS_CACERT'),
+    endpointOverrides: overridesBy((service) => of(`OS_${service.toUpperCase()}_ENDPOINT_OVERRIDE`) ?? (service === 'object_store' ? of('OS_STORAGE_URL') : undefined)), caFile: of('OS_CACERT'),
     verify: !['1', 'true', 'yes'].includes((of('OS_INSECURE') ?? '').toLowerCase()) })
 }
 
-interface Rest { authType: string | undefined; region?: string | undefined; interface?: string | undefined; endpointOverride?: string | undefined; caFile?: string | undefined; verify: boolean }
+interface Rest {
+  authType: string | undefined; region?: string | undefined; interface?: string | undefined; endpointOverrides: Readonly<Record<string, string>>; caFile?: string | undefined; verify: boolean
+}
 async function finish(origin: string, auth: Readonly<Record<string, string>>, rest: Rest): Promise<CloudConfig> {
   const authType = rest.authType === undefined ? guessType(auth) : AUTH_TYPES[rest.authType]
   if (authType === undefined) throw refused(`${origin}: the auth_type ${JSON.stringify(rest.authType)} is not supported; there are ${Object.keys(AUTH_TYPES).join(', ')}.`)
@@ -75,12 +79,19 @@ async function finish(origin: string, auth: Readonly<Record<string, string>>, re
   const ca = rest.caFile === undefined ? undefined : await readFile(rest.caFile, 'utf8').catch((error: unknown) => {
     throw refused(`${origin}: the cacert file ${rest.caFile} cannot be read.`, error)
   })
-  return { origin, authType, authUrl, auth, verify: rest.verify, ...(rest.region && { region: rest.region }), ...(rest.interface && { interface: rest.interface }),
-    ...(rest.endpointOverride && { endpointOverride: rest.endpointOverride }), ...(ca !== undefined && { ca }) }
+  return { origin, authType, authUrl, auth, verify: rest.verify, endpointOverrides: rest.endpointOverrides, ...(rest.region && { region: rest.region }), ...(rest.interface && { interface: rest.interface }),
+    ...(ca !== undefined && { ca }) }
 }
 function guessType(auth: Readonly<Record<string, string>>): CloudConfig['authType'] {
   if (auth['application_credential_secret'] !== undefined) return 'applicationCredential'
   return auth['token'] !== undefined && auth['password'] === undefined ? 'token' : 'password'
+}
+const OVERRIDABLE = ['object_store', 'compute', 'image', 'network'] as const
+function overridesBy(of: (service: string) => string | undefined): Record<string, string> {
+  return Object.fromEntries(OVERRIDABLE.flatMap((service) => {
+    const url = of(service)
+    return url === undefined ? [] : [[service, url] as const]
+  }))
 }
 function collectAuth(of: (key: string) => string | undefined): Record<string, string> {
   const auth: Record<string, string> = {}
@@ -121,4 +132,4 @@ const isNo = (value: unknown): boolean => typeof value === 'string' && /^(false|
 const isYes = (value: unknown): boolean => typeof value === 'string' && /^(true|yes|on|1)$/i.test(value)
 const isRecord = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null && !Array.isArray(value)
 const emptyAsAbsent = (text: string | undefined): string | undefined => text === '' ? undefined : text
-const refused = (message: string, cause?: unknown): RoostError => new RoostError('STORE_REFUSED', message, {}, cause === undefined ? undefined : { cause })
+const refused = (message: string, cause?: unknown): CloudError => new CloudError('CLOUD_NOT_CONFIGURED', message, {}, cause === undefined ? undefined : { cause })

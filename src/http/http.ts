@@ -1,4 +1,4 @@
-/** HTTP to storage services, by undici: kept-alive connections, deadlines on every wait, failures named. The only importer of undici. */
+/** HTTP to services of others (storage, OpenStack), by undici: kept-alive connections, deadlines on every wait, failures named. The only importer of undici. */
 import { Readable } from 'node:stream'
 import { Agent, request as undiciRequest } from 'undici'
 import { isErrno } from '../core/errors.js'
@@ -16,7 +16,7 @@ export interface HttpOptions {
   readonly idleMs?: number
 }
 export interface HttpRequest {
-  readonly method: 'GET' | 'HEAD' | 'PUT' | 'POST' | 'DELETE'
+  readonly method: 'GET' | 'HEAD' | 'PUT' | 'POST' | 'PATCH' | 'DELETE'
   readonly headers?: Readonly<Record<string, string>>
   readonly body?: Readable | Buffer | string
   readonly signal?: AbortSignal
@@ -103,4 +103,11 @@ export function describe(error: unknown): string {
 const codeOf = (error: unknown): string | undefined => isErrno(error) ? error.code : undefined
 function flat(headers: Readonly<Record<string, string | string[] | undefined>>): Record<string, string | undefined> {
   return Object.fromEntries(Object.entries(headers).map(([name, value]) => [name.toLowerCase(), Array.isArray(value) ? value.join(', ') : value]))
+}
+
+/** Seconds, or a date, which is held against the answer's own: this machine's clock may differ. */
+export function parseRetryAfter(text: string | undefined, date?: string): number | undefined {
+  if (text === undefined) return undefined
+  const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.parse(date ?? '')
+  return ms >= 0 ? ms : undefined
 }
