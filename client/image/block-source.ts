@@ -21,6 +21,11 @@ export type BlockReads =
   | { readonly kind: 'queued'; readonly requestBytes: number; readonly windowBytes: number
     read(position: number, bytes: number): Promise<Buffer | undefined> }
 
+/** Of extents(true): the map cannot be told, or cannot be relied on. The message says why, as the end of a sentence. */
+export class MapUnusable extends Error {
+  override readonly name = 'MapUnusable'
+}
+
 export interface BlockSource {
   readonly bytes: number
   readonly isDevice: boolean

@@ -1,8 +1,6 @@
 /** One door to all kinds of disks. */
-import { systemClock } from '../../src/core/clock.js'
-import { ClientError } from '../../src/protocol/client-errors.js'
-import { groupName, userName } from '../native/posix.js'
-import type { BlockSource, SourceFacts } from './block-source.js'
+import { openNbdSource } from '../nbd/nbd-source.js'
+import type { BlockSource } from './block-source.js'
 import { openFileSource } from './file-source.js'
 
 /** Plain values. */
@@ -31,14 +29,6 @@ export interface DirtyMapConfig {
 /** @throws {RoostError} REQUEST_MALFORMED, or an errno exception, when it is not there or no disk; {ClientError} when its server cannot be used */
 export async function openBlockSource(origin: DiskOrigin, signal: AbortSignal): Promise<BlockSource> {
   signal.throwIfAborted()
-  if (origin.kind === 'nbd') throw new ClientError('NBD_FAILED', 'Reading NBD exports is not possible yet.')
+  if (origin.kind === 'nbd') return await openNbdSource(origin, { signal })
   return openFileSource(Buffer.from(origin.path))
-}
-
-/** Of what has no owner or times of its own: of us, now. */
-export function ownFacts(): SourceFacts {
-  const uid = process.getuid?.() ?? 0
-  const gid = process.getgid?.() ?? 0
-  const nowNs = BigInt(Math.trunc(systemClock.now())) * 1_000_000n
-  return { mode: 0o600, uid, gid, user: userName(uid), group: groupName(gid), mtimeNs: nowNs, ctimeNs: nowNs, inode: 0n, device: 0n, xattrs: [] }
 }

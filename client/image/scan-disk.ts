@@ -12,7 +12,7 @@ import { KiB, MiB } from '../../src/core/limits.js'
 import type { RateLimiter } from '../../src/core/rate-limit.js'
 import type { NodeSource, ScanContext } from '../upload/chunk-sink.js'
 import { auditSample, type AuditConfig } from './audit-sample.js'
-import type { BlockSource } from './block-source.js'
+import { MapUnusable, type BlockSource } from './block-source.js'
 import { slotBytes, slotCount, slotSpan, type ImageContent, type ImageShape } from './image-node.js'
 import { ImageTreeReader, ImageTreeWriter } from './image-tree.js'
 import { readAhead, type AheadStep } from './read-ahead.js'
@@ -68,10 +68,10 @@ export async function scanDisk(options: DiskScanOptions): Promise<DiskScanResult
       const content = await pass.runIncremental()
       return { content, read: 'incremental', ...pass.figures }
     } catch (error) {
-      if (!(error instanceof MapWrong) && !isDamage(error)) throw error
+      if (!(error instanceof MapUnusable) && !isDamage(error)) throw error
       pass.forget()
       audit = { ...none, auditedBytes: pass.figures.auditedBytes, auditMismatches: pass.figures.auditMismatches }
-      reason = error instanceof MapWrong ? error.message : 'the parent snapshot cannot be read in all its parts'
+      reason = error instanceof MapUnusable ? error.message : 'the parent snapshot cannot be read in all its parts'
       if (error instanceof MapWrong) context.report({ path: name, reason: 'map-wrong', message: `${capitalised(reason)}. ` +
         'The disk is read in full now, and this snapshot is right; earlier ones that were made by this map may hold old data in places.' })
     }
@@ -82,9 +82,8 @@ export async function scanDisk(options: DiskScanOptions): Promise<DiskScanResult
 }
 const capitalised = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1)
 
-class MapWrong extends Error {
-  override readonly name = 'MapWrong'
-}
+/** An audit found a write that the map does not know of. */
+class MapWrong extends MapUnusable {}
 
 /** One reading of the disk, from its start. */
 class DiskPass {

@@ -16,7 +16,8 @@ import type { AuditConfig } from './audit-sample.js'
 import type { BlockSource, SourceFacts } from './block-source.js'
 import type { DiskReport } from './disk-report.js'
 import { isImageChunkBytes, type ImageContent } from './image-node.js'
-import { openBlockSource, ownFacts, type DiskOrigin } from './open-source.js'
+import { openBlockSource, type DiskOrigin } from './open-source.js'
+import { ownFacts } from './own-facts.js'
 import { isDamage, scanDisk, type DiskScanOptions } from './scan-disk.js'
 
 /** Plain values: it is cloned into the scanning thread. */

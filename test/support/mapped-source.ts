@@ -1,6 +1,6 @@
 /** A disk in memory as a BlockSource, with a dirty map of blocks; what was read of it is counted. */
 import type { BlockReads, BlockSource, ExtentState, SourceExtent } from '../../client/image/block-source.js'
-import { ownFacts } from '../../client/image/open-source.js'
+import { ownFacts } from '../../client/image/own-facts.js'
 
 export interface MappedSourceOptions {
   readonly bytes: Buffer
