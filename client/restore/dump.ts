@@ -80,7 +80,8 @@ function requireLength(chunk: Buffer, bytes: number): Buffer {
   return chunk
 }
 
-class OrderedWriter {
+/** Writes in order, no faster than `output` takes it. */
+export class OrderedWriter {
   bytes = 0
   #failure: Error | undefined
   constructor(readonly output: Writable, readonly signal: AbortSignal) {

@@ -109,7 +109,7 @@ async function restoreDirectory(open: OpenSnapshot, restorer: TreeRestorer, from
   if (entry === undefined || (entry !== 'root' && entry.type !== ENTRY_TYPES.directory))
     throw new RoostError('SNAPSHOT_UNKNOWN', entry === undefined ? 'The snapshot has no such directory.' : 'That path of the snapshot is no directory.')
   // Made by us, or empty: it becomes the directory that is restored, with its metadata.
-  const isFresh = mkdirSync(destination, { recursive: true }) !== undefined || isEmpty(destination)
+  const isFresh = mkdirSync(destination, { recursive: true }) !== undefined || isEmptyDirectory(destination)
   const fd = openSync(destination, constants.O_RDONLY | constants.O_DIRECTORY)
   const path = joinNames(splitPath(from)).toString('latin1')
   if (entry === 'root') await restorer.restore(open.root, fd, undefined, path, isFresh)
@@ -119,7 +119,7 @@ async function restoreDirectory(open: OpenSnapshot, restorer: TreeRestorer, from
 async function wantedEntry(open: OpenSnapshot, { from, disk }: Pick<RestoreOptions, 'from' | 'disk'>, signal: AbortSignal): Promise<Entry> {
   return disk === undefined ? await requireContentEntry(open, from) : chooseDisk(await readMachine(open, signal), disk).entry
 }
-function isEmpty(path: Buffer): boolean {
+export function isEmptyDirectory(path: Buffer): boolean {
   const directory = opendirSync(path)
   try { return directory.readSync() === null } finally { directory.closeSync() }
 }

@@ -319,7 +319,7 @@ export function joinNames(names: readonly Buffer[]): Buffer {
   names.forEach((name, i) => { if (i > 0) parts.push(Buffer.from('/')); parts.push(name) })
   return Buffer.concat(parts)
 }
-function typeBits(entry: Entry): number {
+export function typeBits(entry: Entry): number {
   switch (entry.type) {
     case ENTRY_TYPES.fifo: return S_IFIFO
     case ENTRY_TYPES.characterDevice: return S_IFCHR

@@ -7,12 +7,13 @@ import type { TreeItem } from '../../../client/browse/walk-tree.js'
 import { ENTRY_TYPES, type Entry } from '../../../client/tree/entry.js'
 import { argumentBytes } from '../argument-bytes.js'
 import { collect, does, sizeOption, withExamples, type Registry } from '../command.js'
-import { UsageError } from '../exit-codes.js'
+import { EXIT, UsageError } from '../exit-codes.js'
 import { formatTime } from '../format.js'
 import { requireSnapshotName, shortId, splitSnapshotPath } from '../snapshot-lookup.js'
+import { listInImage } from './image-files.js'
 import { snapshotChoice } from './restore.js'
 
-interface ListFlags { readonly recursive?: boolean; readonly long?: boolean; readonly source?: string }
+interface ListFlags { readonly recursive?: boolean; readonly long?: boolean; readonly disk?: string; readonly source?: string }
 interface FindFlags {
   readonly snapshot?: string; readonly source?: string; readonly regex?: string; readonly type?: readonly string[]
   readonly larger?: number; readonly smaller?: number; readonly newer?: string; readonly older?: string
@@ -36,16 +37,23 @@ function registerList(registry: Registry): void {
   does<ListFlags>(registry, withExamples(registry.program.command('ls').argument('<snapshot[:path]>', `${WHICH}; after a colon, a path within it`)
     .description('list what a snapshot holds').option('-R, --recursive', 'with everything below')
     .option('-l, --long', 'with mode, owner, size and time')
+    .option('--disk <disk>', 'inside this disk: its number, or its name; the path is then within it')
     .option('--source <name>', 'with "latest": of this source'),
-  ['roost ls latest', 'roost ls -l latest:/etc', 'roost ls -R 3fa9c1d20b77:/home/ann --json']), async (context, flags, [which]) => {
+  ['roost ls latest', 'roost ls -l latest:/etc', 'roost ls -R 3fa9c1d20b77:/home/ann --json', 'roost ls latest:disk.img//          (its partitions)',
+    'roost ls -l latest:disk.img//p2/etc  (files of the second)']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
     const choice = snapshotChoice(context, snapshot, flags.source)
     const { client } = context.repository()
+    const pointed = { choice, path: path === undefined ? undefined : argumentBytes(path), disk: flags.disk }
+    const ended = await listInImage(context, client, pointed, flags.recursive === true, flags.long === true ? longLine : shownPath)
+    if (ended !== undefined) return ended
     const options = { ...choice, isRecursive: flags.recursive === true, ...(path === undefined ? {} : { path: argumentBytes(path) }) }
     for await (const item of listPath(client, options, { signal: context.signal })) {
       context.output.record(itemToJson(item))
       context.output.line(flags.long === true ? longLine(item) : shownPath(item))
+      if (path !== undefined && item.entry.type === ENTRY_TYPES.image) context.output.note(`It is a disk image: \`roost ls ${which!}//\` shows its partitions.`)
     }
+    return EXIT.done
   })
 }
 function registerFind(registry: Registry): void {

@@ -10,6 +10,7 @@ import { choiceOption, collect, does, withExamples, type Registry } from '../com
 import type { CommandContext } from '../context.js'
 import { EXIT, UsageError, type ExitCode } from '../exit-codes.js'
 import { formatBytes, formatCount, formatDuration, printable } from '../format.js'
+import { dumpFromImage, restoreInImage } from './image-files.js'
 import { requireSnapshotName, shortId, splitSnapshotPath } from '../snapshot-lookup.js'
 
 interface RestoreFlags {
@@ -29,7 +30,7 @@ export function registerRestore(registry: Registry): void {
     .option('--target <dir>', 'into this directory: the whole tree, or what is in PATH')
     .option('--to-file <file>', 'one file or image into this file').option('--to-device <device>', 'one image over this block device')
     .addOption(choiceOption('--format <format>', 'of images, with --to-file; with --target: of every disk of the machine', FORMATS, 'raw'))
-    .option('--disk <disk>', 'instead of a path: this disk, its number from 1 in the order of the machine, or its name')
+    .option('--disk <disk>', 'this disk: its number from 1 in the order of the machine, or its name; a path is then within it')
     .option('--include <path>', 'only this path (with all below) or glob; may be repeated', collect)
     .addOption(choiceOption('--overwrite <when>', 'what to do with files that are there', OVERWRITE, 'never'))
     .option('--continue-on-damage', 'keep damaged files, with zeroes where data is lost (default: leave them out)')
@@ -40,13 +41,20 @@ export function registerRestore(registry: Registry): void {
     "roost restore 3fa9c1d20b77 --target /tmp/back --include /etc/ssh --include '*.conf'",
     'roost restore latest --source web1:root --to-device /dev/vg0/web1',
     'roost restore latest --source web1 --disk 1 --to-file web1.qcow2 --format qcow2', 'roost restore latest --source web1 --target /srv/web1 --format qcow2',
-    'roost restore 3fa9c1d20b77:/var/lib/db.img --to-file db.img']), async (context, flags, [which]) => {
+    'roost restore 3fa9c1d20b77:/var/lib/db.img --to-file db.img', 'roost restore latest:disk.img//p2/etc --target /tmp/etc  (out of the second partition)']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
-    if (path !== undefined && flags.disk !== undefined) throw new UsageError('Name the disk once: by its path, or with --disk.')
     const destination = destinationOf(flags)
-    if (destination.kind === 'machine' && path !== undefined) throw new UsageError('--target with --format qcow2 restores whole machines: leave the path out, or use --to-file.')
+    if (destination.kind === 'machine' && (path !== undefined || flags.disk !== undefined))
+      throw new UsageError('--target with --format qcow2 restores whole machines: leave the path and --disk out, or use --to-file.')
     const choice = snapshotChoice(context, snapshot, flags.source)
     const { client } = context.repository({ isLong: true })
+    const isWholeDisk = flags.disk !== undefined && path === undefined && destination.kind !== 'directory'
+    const inside = isWholeDisk ? undefined : await restoreInImage(context, client, { choice, path: path === undefined ? undefined : argumentBytes(path), disk: flags.disk }, {
+      destination, replaces: flags.overwrite !== 'never', stopsOnDamage: flags.stopOnDamage === true, setsOwners: flags.owner, setsXattrs: flags.xattrs,
+      unfit: [...(flags.include === undefined ? [] : ['--include']), ...(flags.continueOnDamage === true ? ['--continue-on-damage'] : []),
+        ...(flags.overwrite === 'if-changed' ? ['--overwrite if-changed'] : [])],
+    }, restoreEvents(context))
+    if (inside !== undefined) return tellReport(context, inside)
     const scope = destination.kind === 'directory' && path !== undefined ? await scopeOf(context, client, choice, argumentBytes(path))
       : { ...(path === undefined ? {} : { from: argumentBytes(path) }) }
     const include = [...(scope.include ?? []), ...(flags.include ?? []).map(argumentBytes)]
@@ -64,8 +72,10 @@ export function registerRestore(registry: Registry): void {
   ['roost dump latest:/etc/fstab', 'roost dump latest --source db1:shop.sql | psql shop']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
     const { client } = context.repository({ isLong: true })
+    const pointed = { choice: snapshotChoice(context, snapshot, flags.source), path: path === undefined ? undefined : argumentBytes(path), disk: undefined }
+    if (await dumpFromImage(context, client, pointed, process.stdout)) return
     const { dumpFile } = await import('../../../client/restore/dump.js')
-    await dumpFile(client, { ...snapshotChoice(context, snapshot, flags.source), ...(path === undefined ? {} : { path: argumentBytes(path) }) },
+    await dumpFile(client, { ...pointed.choice, ...(path === undefined ? {} : { path: argumentBytes(path) }) },
       process.stdout, context.signal)
   })
 }
@@ -81,7 +91,6 @@ function destinationOf(flags: RestoreFlags): RestoreDestination {
   const path = argumentBytes(given[0]!)
   if (path.length === 0) throw new UsageError('The destination is empty.')
   if (flags.target === undefined && flags.include !== undefined) throw new UsageError('--include belongs to --target.')
-  if (flags.target !== undefined && flags.disk !== undefined) throw new UsageError('--disk names one disk: it belongs to --to-file or --to-device.')
   if (flags.format === 'qcow2') {
     if (flags.toDevice !== undefined) throw new UsageError('--to-device takes the bytes of the disk: leave --format out.')
     if (flags.include !== undefined) throw new UsageError('--format qcow2 with --target restores whole machines: leave --include out.')
