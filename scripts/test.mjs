@@ -38,7 +38,7 @@ if (absent.length > 0) {
 for (const [group, tool] of [
   ['comparison of restored trees by rsync', 'rsync'], ['POSIX ACLs', 'setfacl'], ['extended attributes', 'setfattr'],
   ['ext4 images', 'mke2fs'], ['retention held against a living restic', 'restic'], ['backups as an ordinary user', 'setpriv'],
-  ['exports read by qemu-img', 'qemu-img'], ['exports read by libnbd', 'nbdinfo'],
+  ['partition tables', 'sfdisk'], ['exports read by qemu-img', 'qemu-img'], ['exports read by libnbd', 'nbdinfo'],
 ]) {
   if (spawnSync('sh', ['-c', `command -v ${tool}`]).status !== 0)
     console.log(`SKIPPED GROUP: ${group} — ${tool} is not installed`)

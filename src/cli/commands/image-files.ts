@@ -65,7 +65,8 @@ async function listPartitions(context: CommandContext, open: OpenSnapshot, { ima
   const { table, parts, warnings } = await describeImage(openImage(open, image, context.signal))
   for (const part of parts) output.record({ ...part, table, type: 'partition', partitionType: part.type })
   const shown = ({ name, bytes, type, label, content, volume, problem }: ImagePart): string[] => [name, formatBytes(bytes), printable(type),
-    volume === undefined ? CONTENT_WORDS[content] : `${volume.kind}${volume.needsRecovery ? ', was in use' : ''}`, printable(volume?.label !== undefined && volume.label !== '' ? volume.label : label ?? ''),
+    volume === undefined ? CONTENT_WORDS[content] : `${volume.kind}${volume.needsRecovery ? ', was in use' : ''}`,
+    printable(volume?.label !== undefined && volume.label !== '' ? volume.label : label ?? ''),
     problem === undefined ? '' : printable(problem)]
   if (parts.length > 0) output.line(formatTable(['PART', 'SIZE', 'TYPE', 'CONTENT', 'LABEL', ''], parts.map(shown), [1]))
   for (const warning of warnings) { output.record({ type: 'problem', message: warning }); output.warn(warning) }
