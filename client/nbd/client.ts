@@ -122,11 +122,11 @@ export class NbdClient {
           const answer = await ask(connection)
           this.#losses = 0
           return answer
-        } catch (error) {
+        } catch (caught) {
           signal.throwIfAborted()
+          const error = caught instanceof NbdServerError && caught.error === ERRORS.shutdown ? leave(connection) : caught
           if (error instanceof NbdServerError) {
-            if (error.error === ERRORS.shutdown) connection.close(new NbdLost('The NBD server is being shut down.'))
-            else this.#losses = 0
+            this.#losses = 0
             if (++errors >= ERROR_TRIES) throw error
             await clock.sleep(RETRY_MS * 2 ** errors, signal)
           } else if (!(error instanceof NbdLost) || this.#isClosed) throw error
@@ -185,4 +185,11 @@ export class NbdClient {
     next.close(error)
     throw error
   }
+}
+
+/** Of a server that is being shut down. */
+function leave(connection: NbdConnection): NbdLost {
+  const lost = new NbdLost('The NBD server is being shut down.')
+  connection.close(lost)
+  return lost
 }
