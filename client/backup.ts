@@ -29,6 +29,8 @@ export interface BackupOptions {
   readonly paths: readonly string[]
   readonly tags: readonly string[]
   readonly description?: Readonly<Record<string, unknown>>
+  /** Of a live machine: goes into the statistics. */
+  readonly frozenMs?: number
   readonly wire: WireMode
   /** What --limit-upload allows; the transport does the limiting. */
   readonly limitBytesPerSecond?: number
@@ -51,6 +53,8 @@ export interface BackupEvents {
   /** A pass begins; `sample` tells how far it is. `because`: why it is not the first. */
   onPass?(pass: number, sample: () => BackupProgress, because: Error | undefined): void
   onProblem?(problem: SourceProblem): void
+  /** A commit is about to be asked for: from here on it may have happened, whatever this run comes to. */
+  onCommitting?(): void
   /** Worth a line to the user: going on without a parent, and why. */
   onNotice?(text: string): void
 }
@@ -246,12 +250,14 @@ function statisticsOf(run: Run, pass: Pass, scan: ScanCounters, upload: UploadCo
     files: scan.files, directories: scan.directories, others: scan.others, sourceBytes: scan.sourceBytes, bytesRead: scan.bytesRead,
     chunksTotal, chunksSent: upload.chunksSent, bytesSent: upload.bytesSent, bytesOnWire: upload.bytesOnWire, errors: pass.problems,
     durationMs: Math.round(run.options.clock.monotonicMs() - run.startedMs), cpuMs: Math.round((cpu.user + cpu.system) / 1000),
+    ...(run.options.frozenMs === undefined ? {} : { frozenMs: run.options.frozenMs }),
   }
 }
 async function commit(run: Run, pass: Pass, session: OpenSessionReply, sessionId: SessionId,
   scanned: Awaited<Scanner['done']>, statistics: SnapshotStatistics): Promise<BackupReport> {
   const { client, options, signal } = run
   const description = { ...options.description, ...scanned.description }
+  run.events.onCommitting?.()
   const { snapshot } = await client.commit(sessionId, {
     root: scanned.root.toString('hex'), host: options.host, user: options.user, paths: options.paths, tags: options.tags,
     startedAtMs: run.startedAtMs, statistics, ...(Object.keys(description).length === 0 ? {} : { description }),

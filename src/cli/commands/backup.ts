@@ -1,7 +1,7 @@
 /** roost backup: a file tree, a disk image or standard input becomes a snapshot. */
 import { readFileSync, readlinkSync, statSync } from 'node:fs'
 import { hostname, userInfo } from 'node:os'
-import type { BackupOptions, BackupProgress, BackupReport } from '../../../client/backup.js'
+import type { BackupEvents, BackupOptions, BackupProgress, BackupReport } from '../../../client/backup.js'
 import type { RepositoryClient } from '../../../client/repository-client.js'
 import type { SourceConfig } from '../../../client/scan-source.js'
 import { isAbort } from '../../core/errors.js'
@@ -14,8 +14,9 @@ import type { CommandContext } from '../context.js'
 import { UsageError, type ExitCode } from '../exit-codes.js'
 import { formatBytes, formatCount, formatDuration, parseBytes, printable } from '../format.js'
 import { findSnapshot, shortId } from '../snapshot-lookup.js'
+import { addVmOptions, backUpVm, machineFlags, machineSource, type VmFlags } from './backup-vm.js'
 
-interface BackupFlags {
+interface BackupFlags extends VmFlags {
   readonly image?: string; readonly stdin?: boolean; readonly stdinName?: string; readonly source?: string; readonly tag?: readonly string[]
   readonly exclude?: readonly string[]; readonly excludeFile?: readonly string[]; readonly excludeCaches?: boolean; readonly oneFileSystem?: boolean
   /** False: --no-parent. */
@@ -31,8 +32,8 @@ const VERBS = {
 } as const
 
 export function registerBackup(registry: Registry): void {
-  does<BackupFlags>(registry, withExamples(registry.program.command('backup').argument('[paths...]', 'files and directories')
-    .description('save files, a disk image or standard input; sends only what the server lacks')
+  does<BackupFlags>(registry, withExamples(addVmOptions(registry.program.command('backup').argument('[paths...]', 'files and directories')
+    .description('save files, a disk image, a running machine or standard input; sends only what the server lacks')
     .option('--image <path>', 'a disk image or block device instead of files')
     .option('--stdin', 'standard input instead of files').option('--stdin-name <name>', 'what to call it')
     .option('--source <name>', 'the history that this snapshot continues (default HOST:PATH…; ROOST_SOURCE)')
@@ -45,37 +46,49 @@ export function registerBackup(registry: Registry): void {
     .option('--no-parent', 'compare with none: read everything')
     .addOption(choiceOption('--wire <mode>', 'compression on the wire (ROOST_WIRE; default auto)', WIRE_MODES))
     .option('--limit-upload <rate>', 'bytes a second, such as 10M (ROOST_LIMIT_UPLOAD)', sizeOption)
-    .option('--chunk-size <size>', 'of a new image source: a power of two, such as 64K', sizeOption),
+    .option('--chunk-size <size>', 'of a new image source: a power of two, such as 64K', sizeOption)),
   ["roost backup /etc /home --exclude-caches --exclude '*.tmp'", 'roost backup --image /dev/vg0/web1 --source web1:root',
-    'pg_dump shop | roost backup --stdin --stdin-name shop.sql', 'roost backup / -x --limit-upload 20M --tag nightly']),
+    'roost backup --vm /run/web1.qmp', 'pg_dump shop | roost backup --stdin --stdin-name shop.sql', 'roost backup / -x --limit-upload 20M --tag nightly']),
   async (context, flags, paths) => {
-    const config = sourceConfig(context, flags, paths)
     const host = hostname()
-    const source = context.settings.value('source', flags.source) ?? defaultSource(host, flags, paths)
+    requireOneKind(flags, paths)
+    const config = flags.vm === undefined ? sourceConfig(context, flags, paths) : undefined
+    const machine = flags.vm === undefined ? undefined : machineFlags(flags)
+    const given = context.settings.value('source', flags.source)
     const uploadBytesPerSecond = flags.limitUpload ?? rateSetting(context)
     const { client } = context.repository({ isLong: true, ...(uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond }) })
     const verifyKey = context.settings.verifyKey()
-    const report = await runWithProgress(context, client, {
-      source, config, parent: await chooseParent(context, client, flags.parent), host, user: userName(), wire: wireMode(context, flags),
-      paths: shownPaths(flags, paths), tags: flags.tag ?? [], clock: context.clock,
+    const parent = await chooseParent(context, client, flags.parent)
+    const options = {
+      host, user: userName(), wire: wireMode(context, flags), paths: shownPaths(flags, paths), tags: flags.tag ?? [], clock: context.clock,
       ...(uploadBytesPerSecond === undefined ? {} : { limitBytesPerSecond: uploadBytesPerSecond }),
       ...(verifyKey === undefined ? {} : { verifyKey }),
-    })
+    }
+    if (machine !== undefined) {
+      const chunkBytes = chunkSize(flags)
+      return tellReport(context, await withProgress(context, Promise.resolve(undefined), (events) => backUpVm(context, client, {
+        ...machine, parent, backup: options, random: context.random, source: given === undefined ? machineSource(flags) : () => given,
+        ...(chunkBytes === undefined ? {} : { chunkBytes }),
+      }, events)))
+    }
+    const { runBackup } = await import('../../../client/backup.js') // here, not above: no other command needs it
+    const whole: BackupOptions = { ...options, config: config!, parent, source: given ?? defaultSource(host, flags, paths) }
+    const report = await withProgress(context, expectedBytes(context, client, whole), (events) => runBackup(client, whole, events, context.signal))
     return tellReport(context, report)
   })
 }
 
+function requireOneKind(flags: BackupFlags, paths: readonly string[]): void {
+  const kinds = [paths.length > 0, flags.image !== undefined, flags.stdin === true, flags.vm !== undefined].filter(Boolean).length
+  if (kinds !== 1) throw new UsageError('Say what to save: PATHS, or --image PATH, or --vm MACHINE, or --stdin (one of them).')
+}
 function sourceConfig(context: CommandContext, flags: BackupFlags, paths: readonly string[]): SourceConfig {
-  const kinds = [paths.length > 0, flags.image !== undefined, flags.stdin === true].filter(Boolean).length
-  if (kinds !== 1) throw new UsageError('Say what to save: PATHS, or --image PATH, or --stdin (one of them).')
   if (flags.stdin === true) {
     if (flags.stdinName === undefined) throw new UsageError('Standard input needs a name: --stdin-name NAME.')
     return { mode: 'stdin', name: flags.stdinName }
   }
   if (flags.image !== undefined) {
-    const chunk = flags.chunkSize
-    if (chunk !== undefined && (chunk < 4096 || chunk > LIMITS.chunkBytesMax || (chunk & (chunk - 1)) !== 0))
-      throw new UsageError(`--chunk-size must be a power of two from 4K to ${formatBytes(LIMITS.chunkBytesMax)}.`)
+    const chunk = chunkSize(flags)
     const path = absolutePath(flags.image)
     const name = path.subarray(path.lastIndexOf(0x2f) + 1).toString('utf8')
     return { mode: 'image', disks: [{ name, from: { kind: 'file', path }, ...(chunk === undefined ? {} : { chunkBytes: chunk }) }] }
@@ -86,6 +99,11 @@ function sourceConfig(context: CommandContext, flags: BackupFlags, paths: readon
     mode: 'files', paths: paths.map(absolutePath), excludes: flags.exclude ?? [], excludeFiles,
     excludeCaches: flags.excludeCaches === true, oneFileSystem: flags.oneFileSystem === true,
   }
+}
+function chunkSize({ chunkSize: chunk }: BackupFlags): number | undefined {
+  if (chunk !== undefined && (chunk < 4096 || chunk > LIMITS.chunkBytesMax || (chunk & (chunk - 1)) !== 0))
+    throw new UsageError(`--chunk-size must be a power of two from 4K to ${formatBytes(LIMITS.chunkBytesMax)}.`)
+  return chunk
 }
 /** The working directory is taken as bytes too: it may hold what is not UTF-8. */
 function absolutePath(path: string): Buffer {
@@ -106,6 +124,7 @@ export function defaultSource(host: string, flags: Pick<BackupFlags, 'image' | '
 }
 function shownPaths(flags: BackupFlags, paths: readonly string[]): string[] {
   if (flags.stdinName !== undefined) return [flags.stdinName]
+  if (flags.vm !== undefined) return [printable(flags.vm)]
   return [flags.image ?? paths].flat().map((path) => absolutePath(path).toString('utf8'))
 }
 function userName(): string {
@@ -131,15 +150,13 @@ function rateSetting(context: CommandContext): number | undefined {
   return text === undefined ? undefined : parseBytes(text)
 }
 
-async function runWithProgress(context: CommandContext, client: RepositoryClient, options: BackupOptions): Promise<BackupReport> {
-  const { output, signal } = context
-  const { runBackup } = await import('../../../client/backup.js') // here, not above: no other command needs it
+async function withProgress<Report extends BackupReport>(context: CommandContext, expected: Promise<number | undefined>, work: (events: BackupEvents) => Promise<Report>): Promise<Report> {
+  const { output } = context
   const ended = new AbortController()
   let sample: (() => BackupProgress) | undefined
-  const expected = expectedBytes(context, client, options)
   const drawing = drawProgress(context, () => sample?.(), expected, ended.signal)
   try {
-    return await runBackup(client, options, {
+    return await work({
       onPass: (pass, take, because) => {
         sample = take
         if (pass > 1) output.note(`pass ${pass}: ${because?.message ?? 'the server asked for it'} What arrived is not sent again.`)
@@ -149,8 +166,8 @@ async function runWithProgress(context: CommandContext, client: RepositoryClient
         output.record({ type: 'problem', ...problem })
         output.warn(`${printable(problem.path)}: ${VERBS[problem.reason]}: ${printable(problem.message)}`)
       },
-      onNotice: (text) => output.note(text),
-    }, signal)
+      onNotice: (text) => output.note(printable(text)),
+    })
   } finally {
     ended.abort(new DOMException('drawn', 'AbortError'))
     await drawing

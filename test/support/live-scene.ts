@@ -1,0 +1,102 @@
+/** A running guest, a Roost server, and the question that all tests of live backups ask: is what comes back right, and is nothing of ours left? */
+import assert from 'node:assert/strict'
+import { mkdirSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import type { TestContext } from 'node:test'
+import { BOOT_FS_BYTES, checkFileSystem, newDisk, startGuest, type FsState, type Guest, type GuestDisk, type GuestOptions } from './guest-lab.js'
+import { jsonLines, openWorld, type CommandResult, type RoostWorld } from './run-roost.js'
+
+export interface MomentLine {
+  readonly consistency: string; readonly because: string | null; readonly frozenMs: number; readonly freezeMs: number; readonly stoppedMs: number
+  readonly disks: readonly { readonly name: string; readonly read: 'full' | 'incremental'; readonly because: string | null }[]
+}
+export interface LiveBackup { readonly id: string; readonly moment: MomentLine; readonly statistics: Readonly<Record<string, number>>; readonly lines: readonly Record<string, unknown>[] }
+
+export class LiveScene {
+  guest!: Guest
+  constructor(readonly world: RoostWorld, readonly images: string, readonly disks: readonly GuestDisk[], readonly options: Omit<GuestOptions, 'directory' | 'disks'>) {}
+
+  /** Boots the machine from its disks as they are now, and waits until it writes. */
+  async boot(t: Pick<TestContext, 'after'>): Promise<void> {
+    this.guest = startGuest(t, { ...this.options, directory: this.world.path('vm'), disks: this.disks })
+    await this.guest.line(/GUEST: wrote/)
+  }
+  args(...more: readonly string[]): string[] { return ['backup', '--vm', this.guest.qmp, '--fleece-dir', this.world.directory, '--source', 'vm', ...more] }
+  /** A backup that must succeed, and after which only the bitmaps that it names are in QEMU. */
+  async backUp(...more: readonly string[]): Promise<LiveBackup> {
+    const result = await this.world.run([...this.args(...more), '--json'])
+    assert.equal(result.code, 0, `${result.stdout}\n${result.stderr}`)
+    const backup = readBackup(result)
+    await this.assertClean(await this.bitmapsOf(backup.id))
+    return backup
+  }
+  /** One that must fail, leaving nothing but what was there before. */
+  async failToBackUp(...more: readonly string[]): Promise<{ code: string; message: string; exit: number | null }> {
+    const before = (await this.guest.traces()).bitmaps
+    const result = await this.world.run([...this.args(...more), '--json'])
+    assert.notEqual(result.code, 0, result.stdout)
+    await this.assertClean(before)
+    const error = jsonLines(result.stdout).find(({ type }) => type === 'error')
+    return { code: error?.['code'] as string, message: error?.['message'] as string, exit: result.code }
+  }
+  async assertClean(bitmaps: readonly string[]): Promise<void> {
+    assert.deepEqual(await this.guest.traces(), { nodes: [], exports: [], bitmaps: [...bitmaps].sort(), devices: this.disks.map((_disk, at) => `node${at}`) })
+    await assert.rejects(this.guest.command('nbd-server-stop'), /not running/)
+    const { status } = await this.guest.command('query-status') as { status: string }
+    assert.equal(status, 'running')
+  }
+  /** The bitmaps that a snapshot names. */
+  async bitmapsOf(id: string): Promise<string[]> {
+    const machine = (await this.description(id))['machine'] as { disks: { bitmap: string }[] }
+    return machine.disks.map(({ bitmap }) => bitmap)
+  }
+  async description(id: string): Promise<Record<string, unknown>> {
+    const shown = await this.world.json(['snapshot', 'show', id])
+    const record = shown.find(({ type }) => type === 'snapshot')
+    return record!['description'] as Record<string, unknown>
+  }
+  /** Restores a disk of a snapshot to a raw file and proves its ext4. */
+  async restore(id: string, disk: string): Promise<string> {
+    const path = this.world.path(`${disk}.restored`)
+    rmSync(path, { force: true })
+    await this.world.ok(['restore', `${id}:${disk}`, '--to-file', path])
+    return path
+  }
+  async check(id: string, disk = 'vda', offset: number = BOOT_FS_BYTES): Promise<FsState> {
+    const scratch = this.world.path('scratch')
+    rmSync(scratch, { recursive: true, force: true })
+    mkdirSync(scratch)
+    const state = checkFileSystem(await this.restore(id, disk), offset, scratch)
+    assert.deepEqual(state.bad, [], 'every file that the guest had fsynced is whole')
+    return state
+  }
+  /** A new machine boots from the restored image alone, and finds its files whole. */
+  async bootsByItself(t: Pick<TestContext, 'after'>, id: string): Promise<void> {
+    const path = await this.restore(id, 'vda')
+    const second = startGuest(t, { directory: this.world.path('second'), name: 'second', disks: [{ path, format: 'raw' }], agent: false })
+    await second.line(/GUEST: VERIFY/, { also: true })
+    assert.ok(second.lines.includes('GUEST: VERIFY OK'), second.lines.join('\n'))
+    await second.writesOn()
+    await second.kill()
+  }
+}
+export function readBackup(result: CommandResult): LiveBackup {
+  const lines = jsonLines(result.stdout)
+  const snapshot = lines.find(({ type }) => type === 'snapshot')!
+  return { id: snapshot['id'] as string, statistics: snapshot['statistics'] as Record<string, number>, lines, moment: lines.find(({ type }) => type === 'moment') as unknown as MomentLine }
+}
+
+export interface SceneOptions extends Omit<GuestOptions, 'directory' | 'disks'> {
+  readonly images: string
+  /** Default: one qcow2 that boots. */
+  readonly formats?: readonly ('qcow2' | 'raw')[]
+}
+/** A server and a guest that writes; both gone when the test ends. The first disk boots, a second one holds data. */
+export async function openScene(t: TestContext, { images, formats = ['qcow2'], ...options }: SceneOptions): Promise<LiveScene> {
+  const world = await openWorld(t)
+  mkdirSync(world.path('vm'))
+  const disks = formats.map((format, at) => newDisk(images, at === 0 ? 'boot.raw' : 'data.raw', join(world.path('vm'), `disk${at}.${format}`), format))
+  const scene = new LiveScene(world, images, disks, options)
+  await scene.boot(t)
+  return scene
+}
