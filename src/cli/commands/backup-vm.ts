@@ -83,13 +83,15 @@ export function machineSource(flags: VmFlags): MachineBackupOptions['source'] {
   }
 }
 
-export async function backUpVm(context: CommandContext, client: RepositoryClient, options: MachineBackupOptions, events: MachineBackupEvents): Promise<MachineBackupReport> {
+export async function backUpVm(context: CommandContext, client: RepositoryClient, options: MachineBackupOptions, events: MachineBackupEvents,
+  pointTaken: () => Promise<void>): Promise<MachineBackupReport> {
   const { output, signal } = context
   const { runMachineBackup } = await import('../../../client/machine/run-machine-backup.js') // here, not above: no other command needs it
   return await runMachineBackup(client, options, {
     ...events,
     onDetail: (text) => { output.detail(printable(text)) },
     onMoment: ({ consistency, because, freezeMs, frozenMs, stoppedMs, disks }) => {
+      pointTaken().catch(() => undefined) // beside the reading; whoever asks for it again at the end is told
       output.record({ type: 'moment', consistency, because: because ?? null, freezeMs, frozenMs, stoppedMs, disks: disks.map(({ disk, plan }) => ({ name: disk.name, device: disk.device,
         bytes: disk.bytes, read: plan.kind, because: plan.kind === 'full' ? plan.reason : null })) })
       output.note({
