@@ -8,12 +8,12 @@ import type { Clock } from '../src/core/clock.js'
 import { RoostError, hasCode } from '../src/core/errors.js'
 import { parseSessionId, parseSnapshotId, type SessionId, type SnapshotId } from '../src/core/ids.js'
 import type { OpenSessionReply, SnapshotRecord, SnapshotStatistics } from '../src/core/messages.js'
-import { ClientError } from '../src/protocol/client-errors.js'
+import { ClientError, hasClientCode } from '../src/protocol/client-errors.js'
 import { chunkBytesByDisk } from './image/disk-report.js'
 import type { RepositoryClient } from './repository-client.js'
 import type { SourceConfig } from './scan-source.js'
 import { readVerifiedNodes, startScanner, type Scanner } from './scanner.js'
-import { openSignedSnapshot } from './snapshot-record.js'
+import { openSignedSnapshot, openTrustedSnapshot } from './snapshot-record.js'
 import type { ScanCounters, SourceProblem } from './upload/chunk-sink.js'
 import { Uploader, type UploadCounters } from './upload/uploader.js'
 import type { WireMode } from './upload/wire-choice.js'
@@ -34,8 +34,8 @@ export interface BackupOptions {
   readonly wire: WireMode
   /** What --limit-upload allows; the transport does the limiting. */
   readonly limitBytesPerSecond?: number
-  /** 64 hex digits: refuse a repository that signs with another key. */
-  readonly verifyKey?: string
+  /** 64 hex digits each: refuse a repository that signs with none of these keys, and parents that none of them signed. */
+  readonly verifyKeys?: readonly string[]
   /** Arenas (8 MiB each) on their way at once; one more is being filled. Default 2: more made no push faster. */
   readonly arenasInFlight?: number
   /** Passes over the source, at most. Default 8. */
@@ -161,7 +161,7 @@ async function openPushSession(run: Run, parent: BackupOptions['parent']): Promi
     events.onNotice?.('the parent snapshot does not exist any more: everything is read anew')
     session = await client.openSession({ ...request, parent: null }, { signal })
   }
-  if (options.verifyKey !== undefined && options.verifyKey !== session.verifyKey)
+  if (options.verifyKeys?.includes(session.verifyKey) === false)
     throw new ClientError('SNAPSHOT_KEY_MISMATCH', 'This repository signs with another key than the one given with --verify-key.')
   return session
 }
@@ -169,10 +169,12 @@ async function openPushSession(run: Run, parent: BackupOptions['parent']): Promi
 function usableParent(run: Run, session: OpenSessionReply): SnapshotRecord | undefined {
   if (session.snapshot === undefined) return undefined
   try {
-    const record = openSignedSnapshot(session.snapshot, session.verifyKey)
-    return record.mode === run.options.config.mode && record.repositoryId === session.repositoryId ? record : undefined
+    const { snapshot, verifyKey, repositoryId } = session
+    const record = openTrustedSnapshot(snapshot, verifyKey, run.options.verifyKeys)
+    const isOfSigner = snapshot.signer === undefined ? record.repositoryId === repositoryId : record.repositoryId !== repositoryId
+    return record.mode === run.options.config.mode && isOfSigner ? record : undefined
   } catch (error) {
-    if (!hasCode(error, 'SNAPSHOT_CORRUPT')) throw error
+    if (!hasCode(error, 'SNAPSHOT_CORRUPT') && !hasClientCode(error, 'SNAPSHOT_KEY_MISMATCH')) throw error
     run.events.onNotice?.(`going on without the parent snapshot: ${error.message}`)
     return undefined
   }
@@ -209,7 +211,7 @@ function startPassScanner(run: Run, pass: Pass, session: OpenSessionReply, paren
 function sourceOf(config: SourceConfig, { withheldParent, verifyKey }: OpenSessionReply): SourceConfig {
   if (config.mode !== 'image' || withheldParent === undefined) return config
   try {
-    const formerly = chunkBytesByDisk(openSignedSnapshot(withheldParent, verifyKey).description)
+    const formerly = chunkBytesByDisk(openTrustedSnapshot(withheldParent, verifyKey, undefined).description)
     const disks = config.disks.map((disk) => {
       const chunkBytes = disk.chunkBytes ?? formerly(disk.name)
       return chunkBytes === undefined ? disk : { ...disk, chunkBytes }

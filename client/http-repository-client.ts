@@ -17,6 +17,7 @@ import type {
   SetPolicyRequest, SignedSnapshot,
   SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
+import type { FamilyReply, KnownOrigin, Origin, ReplicaOffer, ReplicationInfo, SetReplicationRequest } from '../src/core/peer-messages.js'
 import { zstdDecode } from '../src/core/zstd.js'
 import { MEDIA, ROUTES, routePath } from '../src/protocol/routes.js'
 import { ClientError } from '../src/protocol/client-errors.js'
@@ -150,6 +151,23 @@ export class HttpRepositoryClient implements AdministeredRepository {
     }), call?.signal)
   }
 
+  stateFamily(publicKey: string, call?: Call): Promise<FamilyReply> {
+    return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.peerFamily), ...signalOf(call) }, { publicKey })
+  }
+  listOrigins(call?: Call): Promise<KnownOrigin[]> { return this.#get(ROUTES.origins, {}, call) }
+  async trustOrigin(origin: Origin, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'POST', path: this.#path(ROUTES.origins), ...signalOf(call) }, origin)
+  }
+  listReplications(refresh: boolean, call?: Call): Promise<ReplicationInfo[]> {
+    return this.#transport.json({ method: 'GET', path: this.#path(ROUTES.replications) + (refresh ? '?refresh=1' : ''), ...signalOf(call) })
+  }
+  async setReplication(replication: string, request: SetReplicationRequest, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'PUT', path: this.#path(ROUTES.replication, { replication }), ...signalOf(call) }, request)
+  }
+  async removeReplication(replication: string, call?: Call): Promise<void> {
+    await this.#transport.json({ method: 'DELETE', path: this.#path(ROUTES.replication, { replication }), ...signalOf(call) })
+  }
+  runReplication(replication: string, call?: Call): AsyncIterable<MaintenanceEvent> { return this.#maintain(ROUTES.replicationRun, undefined, call, { replication }) }
   listKeySlots(call?: Call): Promise<KeySlotInfo[]> { return this.#get(ROUTES.keySlots, {}, call) }
   addKeySlot(request: AddKeySlotRequest, call?: Call): Promise<KeySlotInfo> {
     return this.#transport.json({ method: 'POST', path: this.#path(ROUTES.keySlots), repeatable: false, ...signalOf(call) }, request)
@@ -177,6 +195,7 @@ export class HttpServerClient implements ServerClient {
   createRepository(request: CreateRepositoryRequest, call?: Call): Promise<RepositoryInfo> {
     return this.#create(ROUTES.repositories, request, call)
   }
+  offerReplica(call?: Call): Promise<ReplicaOffer> { return this.#create(ROUTES.replicaOffers, undefined, call) }
   attachRepository(request: AttachRepositoryRequest, call?: Call): Promise<RepositoryInfo> {
     return this.#transport.json({ method: 'PUT', path: routePath(ROUTES.repository, { repository: request.name }), repeatable: false,
       ...signalOf(call) }, request)
@@ -189,16 +208,6 @@ export class HttpServerClient implements ServerClient {
     await this.#transport.json({ method: 'DELETE', path: routePath(ROUTES.token, { token }), ...signalOf(call) })
   }
   close(): Promise<void> { this.#transport.close(); return Promise.resolve() }
-}
-
-/** `http(s)://host:port/NAME`, a path before NAME allowed. @throws {ClientError} URL_MALFORMED */
-export function parseRepositoryUrl(text: string): { readonly baseUrl: string; readonly repository: string } {
-  const url = URL.canParse(text) ? new URL(text) : undefined
-  const segments = url?.pathname.replace(/\/+$/, '').split('/') ?? []
-  const name = segments.pop() ?? ''
-  if (url === undefined || !/^https?:$/.test(url.protocol) || name === '' || url.search !== '' || url.hash !== '')
-    throw new ClientError('URL_MALFORMED', 'A repository is named as http(s)://host:port/NAME.')
-  return { baseUrl: url.origin + segments.join('/'), repository: decodeURIComponent(name) }
 }
 
 const malformedReply = (problem: string): ClientError => new ClientError('REPLY_MALFORMED', `The server's reply is malformed: ${problem}.`)

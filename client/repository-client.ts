@@ -8,6 +8,8 @@ import type {
   SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply, TokenInfo,
 } from '../src/core/messages.js'
 
+import type { FamilyReply, KnownOrigin, Origin, ReplicaOffer, ReplicationInfo, SetReplicationRequest } from '../src/core/peer-messages.js'
+
 export interface Call { readonly signal?: AbortSignal }
 /** `sharesRoom`: each chunk's bytes are valid until the next one is asked for; no memory is taken for each. */
 export interface ReadCall extends Call { readonly sharesRoom?: boolean }
@@ -66,12 +68,22 @@ export interface AdministeredRepository extends RepositoryClient {
   runJob(name: string, call?: Call): Promise<JobRunInfo>
   cancelJob(job: string, call?: Call): Promise<JobRunInfo>
   watchJob(job: string, call?: Call): AsyncIterable<MaintenanceEvent>
+  /** For a replica that is to be: needs the scope `replicate`. */
+  stateFamily(publicKey: string, call?: Call): Promise<FamilyReply>
+  listOrigins(call?: Call): Promise<KnownOrigin[]>
+  trustOrigin(origin: Origin, call?: Call): Promise<void>
+  /** `refresh`: asks the peers how far they are. */
+  listReplications(refresh: boolean, call?: Call): Promise<ReplicationInfo[]>
+  setReplication(replication: string, request: SetReplicationRequest, call?: Call): Promise<void>
+  removeReplication(replication: string, call?: Call): Promise<void>
+  runReplication(replication: string, call?: Call): AsyncIterable<MaintenanceEvent>
 }
 /** Administration of a server: repositories and tokens. */
 export interface ServerClient {
   listRepositories(call?: Call): Promise<RepositoryInfo[]>
   createRepository(request: CreateRepositoryRequest, call?: Call): Promise<RepositoryInfo>
   attachRepository(request: AttachRepositoryRequest, call?: Call): Promise<RepositoryInfo>
+  offerReplica(call?: Call): Promise<ReplicaOffer>
   listTokens(call?: Call): Promise<TokenInfo[]>
   createToken(request: CreateTokenRequest, call?: Call): Promise<CreateTokenReply>
   revokeToken(tokenId: string, call?: Call): Promise<void>

@@ -5,6 +5,7 @@ import { digest } from '../src/core/hash.js'
 import { LIMITS } from '../src/core/limits.js'
 import type { SignedSnapshot, SnapshotRecord, SnapshotStatistics } from '../src/core/messages.js'
 import { verifyDetached } from '../src/core/nacl.js'
+import { ClientError } from '../src/protocol/client-errors.js'
 
 /** Signed together with the record, so that a signature for another purpose cannot pass for a snapshot's. */
 export const SNAPSHOT_CONTEXT = Buffer.from('roost snapshot v1\0', 'utf8')
@@ -31,6 +32,15 @@ export function openSignedSnapshot(signed: SignedSnapshot, verifyKey: string): S
     throw corrupt(signed, 'its signature does not fit the key')
   if (snapshotIdOf(record, signature) !== signed.id) throw corrupt(signed, 'its id is not that of its content')
   return requireShape(signed, parse(signed, record))
+}
+/** By the key of whoever signed it: the repository that answers, or another one that it names. Either must be among the pinned keys, where there are any.
+ *  @param own the verify key of the repository that answers. @throws {RoostError} SNAPSHOT_CORRUPT. @throws {ClientError} SNAPSHOT_KEY_MISMATCH */
+export function openTrustedSnapshot(signed: SignedSnapshot, own: string, pinned: readonly string[] | undefined): SnapshotRecord {
+  const signer = signed.signer ?? own
+  if (typeof signer !== 'string' || signer.length !== 64 || !HEX.test(signer)) throw corrupt(signed, 'the key of its signer is malformed')
+  if (pinned !== undefined && !pinned.includes(signer))
+    throw new ClientError('SNAPSHOT_KEY_MISMATCH', 'The snapshot is signed by a key that is not among those given with --verify-key.')
+  return openSignedSnapshot(signed, signer)
 }
 function parse(signed: SignedSnapshot, record: Buffer): Record<string, unknown> {
   let value: unknown

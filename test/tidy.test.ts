@@ -25,9 +25,10 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'src/index': ['src/core'],
   'src/repo': ['src/core', 'src/store', 'src/index'],
   'src/gc': ['src/core', 'src/store', 'src/index', 'src/repo'],
-  'src/server': ['src/core', 'src/protocol', 'src/repo', 'src/gc'],
+  'src/replication': ['src/core', 'src/protocol', 'src/repo'],
+  'src/server': ['src/core', 'src/protocol', 'src/repo', 'src/gc', 'src/replication'],
   'client': ['src/core', 'src/protocol', 'src/openstack'],
-  'src/cli': ['src/core', 'src/protocol', 'src/openstack', 'src/store', 'src/index', 'src/repo', 'src/gc', 'src/server', 'client'],
+  'src/cli': ['src/core', 'src/protocol', 'src/openstack', 'src/store', 'src/index', 'src/repo', 'src/gc', 'src/replication', 'src/server', 'client'],
 }
 /** Core files that belong to the server's side: the thin client has no sealing, no store and no YAML. */
 const NOT_FOR_CLIENT = ['src/core/seal.ts', 'src/core/yaml.ts']

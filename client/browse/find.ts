@@ -20,7 +20,7 @@ export interface FindOptions extends FindFilter {
   /** One snapshot; else all of them (of `source`, where given), in the server's order. */
   readonly snapshot?: string
   readonly source?: string
-  readonly verifyKey?: string
+  readonly verifyKeys?: readonly string[]
 }
 export interface FoundItem extends TreeItem { readonly snapshotId: string }
 
@@ -37,7 +37,7 @@ export async function* findEntries(client: RepositoryClient, options: FindOption
   }
 }
 async function* choices(client: RepositoryClient, options: FindOptions, call: Call): AsyncGenerator<SnapshotChoice> {
-  const pinned = options.verifyKey === undefined ? {} : { verifyKey: options.verifyKey }
+  const pinned = options.verifyKeys === undefined ? {} : { verifyKeys: options.verifyKeys }
   if (options.snapshot !== undefined) {
     yield { ...pinned, snapshot: options.snapshot, ...(options.source === undefined ? {} : { source: options.source }) }
     return

@@ -2,17 +2,16 @@
 import { RoostError } from '../../src/core/errors.js'
 import { parseChunkId, parseSnapshotId, type ChunkId } from '../../src/core/ids.js'
 import type { SnapshotRecord } from '../../src/core/messages.js'
-import { ClientError } from '../../src/protocol/client-errors.js'
 import { LastingSession } from '../lasting-session.js'
 import type { ReadableSession } from '../read-chunks.js'
 import type { Call, ReadingClient } from '../repository-client.js'
 import { SessionNodeSource } from '../session-nodes.js'
-import { openSignedSnapshot } from '../snapshot-record.js'
+import { openTrustedSnapshot } from '../snapshot-record.js'
 import { DirectoryReader } from '../tree/directory-reader.js'
 import { ENTRY_TYPES, type Entry } from '../tree/entry.js'
 
 /** `snapshot`: an id, the beginning of one (6 digits or more), or `latest`, then of `source` where given. */
-export interface SnapshotChoice { readonly snapshot: string; readonly source?: string; readonly verifyKey?: string }
+export interface SnapshotChoice { readonly snapshot: string; readonly source?: string; /** 64 hex digits each: one of them must have signed it. */ readonly verifyKeys?: readonly string[] }
 
 export interface OpenSnapshot {
   readonly session: ReadableSession
@@ -35,11 +34,9 @@ export async function openSnapshot(client: ReadingClient, choice: SnapshotChoice
   // Cleaning up must not hide why it was necessary, nor wait for a server that is away: an unclosed session only idles out there.
   const close = async (): Promise<void> => { await client.closeSession(session.sessionId, { signal: AbortSignal.timeout(CLOSE_MS_MAX) }).catch(() => undefined) }
   try {
-    if (choice.verifyKey !== undefined && choice.verifyKey.toLowerCase() !== reply.verifyKey)
-      throw new ClientError('SNAPSHOT_KEY_MISMATCH', "The server's key for snapshots is not the one that was pinned.")
     const signed = reply.snapshot
     if (signed?.id !== snapshot) throw new RoostError('SNAPSHOT_UNKNOWN', 'The server opened another snapshot than asked for.')
-    const record = openSignedSnapshot(signed, choice.verifyKey?.toLowerCase() ?? reply.verifyKey)
+    const record = openTrustedSnapshot(signed, reply.verifyKey, choice.verifyKeys)
     return { session, snapshotId: snapshot, record, root: parseChunkId(record.root), nodes: new SessionNodeSource(session, call), close }
   } catch (error) {
     await close()

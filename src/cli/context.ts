@@ -2,13 +2,13 @@
 import { HttpRepositoryClient, HttpServerClient } from '../../client/http-repository-client.js'
 import { rateLimiter } from '../core/rate-limit.js'
 import type { AdministeredRepository, ServerClient } from '../../client/repository-client.js'
-import { Transport } from '../protocol/transport.js'
+import { parseRepositoryUrl, Transport } from '../protocol/transport.js'
 import type { Clock } from '../core/clock.js'
 import type { Random } from '../core/random.js'
 import type { ExitCode } from './exit-codes.js'
 import { formatDuration } from './format.js'
 import { Output, type OutputStream } from './output.js'
-import { Settings, type Environment, type GlobalFlags } from './settings.js'
+import { readSecretFile, Settings, type Environment, type GlobalFlags } from './settings.js'
 
 /** The process as the command line sees it; tests bring their own. */
 export interface Runtime {
@@ -52,6 +52,15 @@ export class CommandContext {
   }
   server(): ServerClient {
     const client = new HttpServerClient(this.#transport(this.settings.server(), {}))
+    this.#opened.push(client)
+    return client
+  }
+  /** Another server's repository, with a token of its own. */
+  other(url: string, tokenFile: string, caFile: string | undefined): AdministeredRepository {
+    const { baseUrl, repository } = parseRepositoryUrl(url)
+    const transport = new Transport({ baseUrl, token: readSecretFile(tokenFile, 'token file').trim(), clock: this.clock, random: this.random,
+      allowPlainHttp: this.settings.allowsPlainHttp(), retryForMs: this.settings.patienceMs() ?? SHORT_PATIENCE_MS, ...(caFile === undefined ? {} : { caFile }) })
+    const client = new HttpRepositoryClient(transport, repository)
     this.#opened.push(client)
     return client
   }

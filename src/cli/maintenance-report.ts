@@ -26,7 +26,7 @@ export async function followMaintenance(context: CommandContext, events: AsyncIt
       case 'progress':
         if (event.phase !== phase) { output.endProgress(); output.detail(`${what}: ${event.phase}`) }
         phase = event.phase
-        output.progress({ done: event.done, total: event.total > 0 ? event.total : undefined, unit: 'items', at: event.phase })
+        output.progress({ done: event.done, total: event.total > 0 && event.phase !== 'bytes' ? event.total : undefined, unit: event.phase === 'bytes' ? 'bytes' : 'items', at: event.phase })
         break
       case 'problem': {
         const where = [event.snapshot === undefined ? '' : `snapshot ${event.snapshot}`, event.source === undefined ? '' : `of ${printable(event.source)}`,
@@ -43,6 +43,7 @@ export async function followMaintenance(context: CommandContext, events: AsyncIt
         output.warn(`pack ${event.pack} is whole nowhere: ${[event.lost === 0 ? '' : `${formatCount(event.lost)} chunks are lost (the next backups that have them bring them back)`,
           event.moved === 0 ? '' : `${formatCount(event.moved)} that are readable moved to new packs`].filter((part) => part !== '').join(', ')}`)
         break
+      case 'replicated': output.line(`replicated ${event.snapshot} of ${printable(event.source)} (${formatTime(event.receivedAtMs)})`); break
       case 'lacking': break
       case 'fate': report?.fate?.(event); break
       case 'verdict': break // its command shows it

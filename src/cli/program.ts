@@ -8,6 +8,7 @@ import { registerJobs } from './commands/jobs.js'
 import { registerKey } from './commands/key.js'
 import { registerMaintenance } from './commands/maintenance.js'
 import { registerNbd } from './commands/nbd.js'
+import { registerReplicate } from './commands/replicate.js'
 import { registerRepo } from './commands/repo.js'
 import { registerRestore } from './commands/restore.js'
 import { registerRetention } from './commands/retention.js'
@@ -43,7 +44,7 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .option('--server <url>', 'the server, for commands that concern no repository (ROOST_SERVER)')
     .option('--token-file <file>', 'a file that holds the token (ROOST_TOKEN_FILE)')
     .option('--ca-file <file>', "PEM of the authority that signed the server's certificate (ROOST_CA_FILE)")
-    .option('--verify-key <hex>', 'refuse snapshots that this public key did not sign (ROOST_VERIFY_KEY)')
+    .option('--verify-key <hex>', 'refuse snapshots that this public key, or one of several with commas between, did not sign (ROOST_VERIFY_KEY)')
     .option('--allow-plain-http', 'send the token unencrypted to another machine (a trusted network)')
     .option('--config <file>', 'the config file (ROOST_CONFIG)')
     .option('--json', 'print results as one JSON object a line')
@@ -56,6 +57,6 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .exitOverride()
   const registry: Registry = { program, runtime, finish }
   for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore, registerNbd,
-    registerGc, registerMaintenance, registerJobs, registerRetention, registerTarget, registerKey]) register(registry)
+    registerGc, registerMaintenance, registerJobs, registerRetention, registerTarget, registerReplicate, registerKey]) register(registry)
   return program
 }

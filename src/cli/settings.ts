@@ -95,11 +95,11 @@ export class Settings {
   }
   /** The user accepts that the token travels unencrypted. */
   allowsPlainHttp(): boolean { return this.#flags.allowPlainHttp === true || this.environment('ROOST_ALLOW_PLAIN_HTTP') === '1' }
-  /** The Ed25519 public key that snapshots must be signed with: 64 hex digits. */
-  verifyKey(flag?: string): string | undefined {
-    const text = this.value('verifyKey', flag)
-    if (text !== undefined && !/^[0-9a-f]{64}$/.test(text)) throw new UsageError('The verify key is 64 lowercase hex digits.')
-    return text
+  /** The Ed25519 public keys that snapshots must be signed with, one of them each: 64 hex digits, separated by commas. */
+  verifyKeys(): readonly string[] | undefined {
+    const keys = this.value('verifyKey')?.split(',').map((text) => text.trim())
+    if (keys?.some((key) => !/^[0-9a-f]{64}$/.test(key)) === true) throw new UsageError('A verify key is 64 lowercase hex digits; several are separated by commas.')
+    return keys
   }
 }
 

@@ -1,7 +1,7 @@
 /** Snapshots as the user names them (`latest`, a full id, a unique prefix), verified before anything in them is believed. */
 import { resolveSnapshot } from '../../client/browse/open-snapshot.js'
 import type { RepositoryClient } from '../../client/repository-client.js'
-import { openSignedSnapshot } from '../../client/snapshot-record.js'
+import { openTrustedSnapshot } from '../../client/snapshot-record.js'
 import { parseSnapshotId, type SnapshotId } from '../core/ids.js'
 import type { SignedSnapshot, SnapshotRecord } from '../core/messages.js'
 import type { CommandContext } from './context.js'
@@ -16,19 +16,20 @@ const PAGE = 500
 export const SHORT_ID_DIGITS = 12
 export const shortId = (id: string): string => id.slice(0, SHORT_ID_DIGITS)
 
-/** The key that snapshots must be signed with: the user's, or else the one that the server states. */
-export async function verifyKeyOf(context: CommandContext, client: RepositoryClient): Promise<string> {
-  return context.settings.verifyKey() ?? (await client.info({ signal: context.signal })).verifyKey
+/** The keys that the user pinned, and the one that the server states. */
+export interface VerifyKeys { readonly own: string; readonly pinned: readonly string[] | undefined }
+export async function verifyKeysOf(context: CommandContext, client: RepositoryClient): Promise<VerifyKeys> {
+  return { own: (await client.info({ signal: context.signal })).verifyKey, pinned: context.settings.verifyKeys() }
 }
 
 /** All snapshots that fit, newest first. Yields pages' content as it comes: a repository may hold many. */
 export async function* listSnapshots(context: CommandContext, client: RepositoryClient,
   filter: SnapshotFilter = {}): AsyncGenerator<NamedSnapshot> {
-  const verifyKey = await verifyKeyOf(context, client)
+  const keys = await verifyKeysOf(context, client)
   let after: string | undefined
   do {
     const page = await client.listSnapshots({ ...filter, limit: PAGE, ...(after === undefined ? {} : { after }) }, { signal: context.signal })
-    for (const signed of page.snapshots) yield nameSnapshot(signed, verifyKey)
+    for (const signed of page.snapshots) yield nameSnapshot(signed, keys)
     after = page.next ?? undefined
   } while (after !== undefined)
 }
@@ -39,7 +40,7 @@ export async function findSnapshot(context: CommandContext, client: RepositoryCl
   requireSnapshotName(text)
   const call = { signal: context.signal }
   const id = await resolveSnapshot(client, { snapshot: text, ...(filter.source === undefined ? {} : { source: filter.source }) }, call)
-  return nameSnapshot(await client.getSnapshot(parseSnapshotId(id), call), await verifyKeyOf(context, client))
+  return nameSnapshot(await client.getSnapshot(parseSnapshotId(id), call), await verifyKeysOf(context, client))
 }
 /** All are found before anything is done to any. */
 export async function findAll(context: CommandContext, client: RepositoryClient, texts: readonly string[]): Promise<NamedSnapshot[]> {
@@ -67,7 +68,7 @@ export function splitSnapshotPath(text: string): { readonly snapshot: string; re
   return colon < 0 ? { snapshot: text, path: undefined } : { snapshot: text.slice(0, colon), path: text.slice(colon + 1) }
 }
 
-function nameSnapshot(signed: SignedSnapshot, verifyKey: string): NamedSnapshot {
-  return { id: parseSnapshotId(signed.id), record: openSignedSnapshot(signed, verifyKey), inSpool: signed.inSpool === true,
+function nameSnapshot(signed: SignedSnapshot, { own, pinned }: VerifyKeys): NamedSnapshot {
+  return { id: parseSnapshotId(signed.id), record: openTrustedSnapshot(signed, own, pinned), inSpool: signed.inSpool === true,
     isProtected: signed.protected === true, ...(signed.lockedUntilMs !== undefined && { lockedUntilMs: signed.lockedUntilMs }) }
 }

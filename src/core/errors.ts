@@ -24,6 +24,7 @@ export const ERROR_CATALOGUE = {
   TOKEN_UNKNOWN: { http: 404, retry: 'never', audience: 'client' },
   KEY_SLOT_UNKNOWN: { http: 404, retry: 'never', audience: 'client' },
   JOB_UNKNOWN: { http: 404, retry: 'never', audience: 'client' },
+  REPLICATION_UNKNOWN: { http: 404, retry: 'never', audience: 'client' },
   REQUEST_TIMEOUT: { http: 408, retry: 'same', audience: 'client' },
   REPOSITORY_EXISTS: { http: 409, retry: 'never', audience: 'client' },
   TARGET_EXISTS: { http: 409, retry: 'never', audience: 'client' },
@@ -36,6 +37,7 @@ export const ERROR_CATALOGUE = {
   JOB_NOT_CANCELLABLE: { http: 409, retry: 'never', audience: 'client' },
   SNAPSHOT_PROTECTED: { http: 409, retry: 'never', audience: 'client' },
   RETENTION_LOCKED: { http: 409, retry: 'never', audience: 'client' },
+  REPLICA_CONFLICT: { http: 409, retry: 'never', audience: 'client' },
   INDEX_REBUILD_NEEDED: { http: 409, retry: 'never', audience: 'client' },
   REPOSITORY_BUSY: { http: 409, retry: 'later', audience: 'client' },
   SESSION_LOST: { http: 410, retry: 'restart-session', audience: 'client' },
@@ -46,6 +48,7 @@ export const ERROR_CATALOGUE = {
   POLICY_KEEPS_NOTHING: { http: 422, retry: 'never', audience: 'client' },
   LIMIT_EXCEEDED: { http: 422, retry: 'never', audience: 'client' },
   KEY_UNLOCK_FAILED: { http: 422, retry: 'never', audience: 'client' },
+  SIGNER_UNKNOWN: { http: 422, retry: 'never', audience: 'client' },
   TOO_MANY_REQUESTS: { http: 429, retry: 'later', audience: 'client' },
   INTERNAL: { http: 500, retry: 'never', audience: 'operator' },
   CHUNK_MISSING: { http: 500, retry: 'never', audience: 'operator' },
@@ -55,12 +58,14 @@ export const ERROR_CATALOGUE = {
   SNAPSHOT_CORRUPT: { http: 500, retry: 'never', audience: 'operator' },
   REPOSITORY_CORRUPT: { http: 500, retry: 'never', audience: 'operator' },
   INDEX_CORRUPT: { http: 500, retry: 'never', audience: 'operator' },
+  PEER_REFUSED: { http: 502, retry: 'never', audience: 'client' },
   SERVER_BUSY: { http: 503, retry: 'later', audience: 'client' },
   SERVER_DRAINING: { http: 503, retry: 'later', audience: 'client' },
   NOT_YET_DURABLE: { http: 503, retry: 'later', audience: 'client' },
   STORE_UNAVAILABLE: { http: 503, retry: 'later', audience: 'operator' },
   STORE_REFUSED: { http: 503, retry: 'later', audience: 'operator' },
   SPOOL_FULL: { http: 503, retry: 'later', audience: 'client' },
+  PEER_UNAVAILABLE: { http: 503, retry: 'later', audience: 'client' },
 } as const satisfies Record<string, ErrorTraits>
 
 export type ErrorCode = keyof typeof ERROR_CATALOGUE

@@ -1,5 +1,6 @@
 /** The vocabulary of the API as types: JSON messages that the repository answers, the server carries and clients read. */
 import type { ErrorCode, ErrorDetails, RetryAdvice } from './errors.js'
+import type { ReplicaRequest } from './peer-messages.js'
 
 export interface WireError {
   readonly code: ErrorCode; readonly message: string; readonly retry: RetryAdvice
@@ -56,6 +57,8 @@ export interface SignedSnapshot {
   readonly protected?: true
   /** Not deleted before: when the lock ends if the server runs until then. Absent when nothing locks it. */
   readonly lockedUntilMs?: number
+  /** 64 hex digits: the key of the repository that signed it, where that is not this one (docs/replication.md). */
+  readonly signer?: string
 }
 
 export interface SnapshotStatistics {
@@ -115,6 +118,8 @@ export interface CreateRepositoryRequest {
   readonly target?: string
   readonly durability?: Durability
   readonly chunker?: Partial<Omit<ChunkerParameters, 'gearSeed'>>
+  /** Makes it of another repository's family: a replica (docs/replication.md). */
+  readonly replica?: ReplicaRequest
 }
 /** Opens a repository that exists on its target but not on this server. */
 export interface AttachRepositoryRequest { readonly name: string; readonly target: string; readonly passphrase?: string; readonly recoverySecretKey?: string }
@@ -154,7 +159,7 @@ export interface ChangeTargetRequest { readonly mode?: 'active' | 'disabled'; re
 /** `retentionLockMs` can only grow. */
 export interface ChangeRepositoryRequest { readonly writePolicy?: WritePolicy; readonly durability?: Durability; readonly retentionLockMs?: number }
 
-export const TOKEN_SCOPES = ['push', 'read', 'delete', 'admin'] as const
+export const TOKEN_SCOPES = ['push', 'read', 'delete', 'admin', 'replicate'] as const
 export type TokenScope = (typeof TOKEN_SCOPES)[number]
 export interface TokenGrant {
   /** A repository's name, or `*`. */
@@ -261,13 +266,15 @@ export type MaintenanceEvent =
   | { readonly type: 'deleted'; readonly snapshot: string }
   /** A pack that was whole nowhere: `lost` chunks of it are marked as damaged and missing from now on, `moved` ones are in new packs. */
   | { readonly type: 'mended'; readonly pack: string; readonly lost: number; readonly moved: number }
+  /** A snapshot is whole on the other side now, and listed. */
+  | { readonly type: 'replicated'; readonly snapshot: string; readonly source: string; readonly receivedAtMs: number }
   /** What a snapshot lacks, in as many lines as it takes; follows its problem. */
   | { readonly type: 'lacking'; readonly snapshot: string; readonly chunks: readonly string[] }
   | { readonly type: 'done'; readonly problems: number; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'failed'; readonly error: WireError }
 
 /** Kinds of maintenance. Each run of one is a job with an id, whether a person asked for it or the schedule. */
-export const JOB_KINDS = ['gc', 'forget', 'check', 'rebuild', 'backfill', 'drain'] as const
+export const JOB_KINDS = ['gc', 'forget', 'check', 'rebuild', 'backfill', 'drain', 'replicate'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 /** `interrupted`: the server ended before the run did; the next run does what is left. */
 export const JOB_STATES = ['running', 'done', 'failed', 'cancelled', 'interrupted'] as const

@@ -71,6 +71,11 @@ export interface SnapshotRow {
   /** The exact signed bytes and their signature, so that listings never touch a target. */
   readonly record: Buffer
   readonly signature: Buffer
+  /** Of a replicated snapshot: whose key (64 hex digits) signed it, and when it came here. Absent: this repository did. */
+  readonly signer?: string
+  readonly arrivedAtMs?: number
+  /** Of one that came from elsewhere: the push that made it there, found by findSnapshotOfSession like those of here. */
+  readonly originSession?: SessionId
 }
 
 /** Every pin of one session, or of HELD, on one pack: bit = entry number. */
@@ -184,6 +189,8 @@ export interface ChunkIndex {
   /** `idProofs`: 48 bytes each. Bit i of the reply is set when i is present *with this proof* (compared in constant time);
    *  those are pinned. @throws SESSION_LOST */
   pinPresent(sessionId: SessionId, idProofs: Buffer): Promise<Uint8Array>
+  /** The same without proofs, for peers that hold every proof there is: `ids` 32 bytes each. @throws SESSION_LOST */
+  pinIds(sessionId: SessionId, ids: Buffer): Promise<Uint8Array>
   /** Pins by position: for chunks just placed in a pack that is not added yet. @throws SESSION_LOST */
   pinEntries(sessionId: SessionId, packNumber: PackNumber, bitmap: Uint8Array): Promise<void>
   /** Marks present ones of `ids` (32 bytes each) inherited (and pinned). Bit i of the reply: present. @throws SESSION_LOST */

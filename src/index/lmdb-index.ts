@@ -260,6 +260,9 @@ class LmdbIndex extends DamageMethods implements ChunkIndex {
   async pinPresent(sessionId: SessionId, idProofs: Buffer): Promise<Uint8Array> {
     return this.#pinFound(sessionId, idProofs, ID_PROOF_BYTES, 'pinned')
   }
+  async pinIds(sessionId: SessionId, ids: Buffer): Promise<Uint8Array> {
+    return this.#pinFound(sessionId, ids, CHUNK_ID_BYTES, 'pinned')
+  }
   async inheritRefs(sessionId: SessionId, ids: Buffer): Promise<Uint8Array> {
     return this.#pinFound(sessionId, ids, CHUNK_ID_BYTES, 'inherited')
   }

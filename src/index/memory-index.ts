@@ -196,13 +196,15 @@ class MemoryIndex implements ChunkIndex {
   async pinEntries(sessionId: SessionId, number: PackNumber, bitmap: Uint8Array): Promise<void> {
     this.#pinBitmap(this.#session(sessionId), number, bitmap)
   }
-  async inheritRefs(sessionId: SessionId, ids: Buffer): Promise<Uint8Array> {
+  async pinIds(sessionId: SessionId, ids: Buffer): Promise<Uint8Array> { return this.#pinRows(sessionId, ids, false) }
+  async inheritRefs(sessionId: SessionId, ids: Buffer): Promise<Uint8Array> { return this.#pinRows(sessionId, ids, true) }
+  #pinRows(sessionId: SessionId, ids: Buffer, isInherited: boolean): Uint8Array {
     const session = this.#session(sessionId)
     return bitsOf(rowsOf(ids, CHUNK_ID_BYTES), (id) => {
       const entry = this.#chunks.get(chunkKey(id))
       if (entry === undefined) return false
       session.pinned.add(place(entry.packNumber, entry.entryNumber))
-      session.inherited.add(place(entry.packNumber, entry.entryNumber))
+      if (isInherited) session.inherited.add(place(entry.packNumber, entry.entryNumber))
       return true
     })
   }
@@ -231,6 +233,7 @@ class MemoryIndex implements ChunkIndex {
       this.#sessions.delete(sessionId)
       this.#snapshotOfSession.set(sessionId, snapshot.snapshotId)
     }
+    if (snapshot.originSession !== undefined) this.#snapshotOfSession.set(snapshot.originSession, snapshot.snapshotId)
     const row: SnapshotRow = { ...snapshot, sequence: this.#nextSequence++ }
     this.#snapshots.set(row.snapshotId, row)
     return row

@@ -5,7 +5,7 @@ import type { SnapshotId } from '../core/ids.js'
 import type { SnapshotRow } from './chunk-index.js'
 import { corrupt } from './checksum.js'
 import { decodeNumberRow, decodeSnapshotHead, decodeSnapshotRecord, encodeNumberRow, encodeSnapshotHead,
-  encodeSnapshotRecord, idKey, u32Key, type SessionKey, type SnapshotHead } from './row-codec.js'
+  encodeSnapshotRecord, idKey, sessionKey, u32Key, type SessionKey, type SnapshotHead } from './row-codec.js'
 import type { Table } from './table.js'
 
 export class SnapshotTable {
@@ -29,6 +29,8 @@ export class SnapshotTable {
     this.#sequences.putSync(id, encodeNumberRow('snapshotId', id, snapshot.sequence))
     if (session !== undefined)
       this.#ofSessions.putSync(session, encodeNumberRow('sessionSnapshot', session, snapshot.sequence))
+    const origin = snapshot.originSession === undefined ? undefined : sessionKey(snapshot.originSession)
+    if (origin !== undefined) this.#ofSessions.putSync(origin, encodeNumberRow('sessionSnapshot', origin, snapshot.sequence))
   }
 
   get(snapshotId: SnapshotId): SnapshotRow | undefined {

@@ -25,6 +25,8 @@ export interface TransportOptions {
   readonly token?: string
   /** PEM of the authorities to trust instead of the system's. */
   readonly caFile?: string
+  /** The same, as text. */
+  readonly ca?: string
   /** Allows a token to travel over plain HTTP to another machine. */
   readonly allowPlainHttp?: boolean
   /** How long a failing request is repeated; 0 = never. Default 5 min. */
@@ -69,7 +71,7 @@ export class Transport {
   readonly #options: TransportOptions
   readonly #base: URL
   readonly #pathPrefix: string
-  readonly #ca: Buffer | undefined
+  readonly #ca: Buffer | string | undefined
   readonly #agent: http.Agent
   readonly #headers: Record<string, string> = { 'user-agent': 'roost-client' }
   /** @throws {ClientError} URL_MALFORMED; PLAIN_HTTP_REFUSED */
@@ -77,7 +79,7 @@ export class Transport {
     this.#options = options
     this.#base = parseBaseUrl(options.baseUrl)
     this.#pathPrefix = this.#base.pathname.replace(/\/+$/, '')
-    this.#ca = options.caFile === undefined ? undefined : readFileSync(options.caFile)
+    this.#ca = options.caFile === undefined ? options.ca : readFileSync(options.caFile)
     const secure = this.#base.protocol === 'https:'
     if (options.token !== undefined) {
       if (!secure && !LOOPBACK.test(this.#base.hostname) && options.allowPlainHttp !== true)
@@ -201,6 +203,15 @@ export class Transport {
 /** Written as one vector; then the kernel's pace decides. */
 const WRITE_BATCH_BYTES = 1 * MiB
 
+/** `http(s)://host:port/NAME`, a path before NAME allowed. @throws {ClientError} URL_MALFORMED */
+export function parseRepositoryUrl(text: string): { readonly baseUrl: string; readonly repository: string } {
+  const url = URL.canParse(text) ? new URL(text) : undefined
+  const segments = url?.pathname.replace(/\/+$/, '').split('/') ?? []
+  const name = segments.pop() ?? ''
+  if (url === undefined || !/^https?:$/.test(url.protocol) || name === '' || url.search !== '' || url.hash !== '')
+    throw new ClientError('URL_MALFORMED', 'A repository is named as http(s)://host:port/NAME.')
+  return { baseUrl: url.origin + segments.join('/'), repository: decodeURIComponent(name) }
+}
 /** @throws {ClientError} URL_MALFORMED */
 function parseBaseUrl(text: string): URL {
   const url = URL.canParse(text) ? new URL(text) : undefined

@@ -9,7 +9,7 @@ import { lackingOf, readNode } from './care/snapshot-judge.js'
 import { snapshotKey, tombstoneKey } from './layout.js'
 import type { RepositoryParts } from './repository-parts.js'
 import type { Sessions } from './sessions.js'
-import { encodeSnapshotObject, parseRecord, signRecord, toSnapshotRow, toWireSnapshot } from './snapshot-format.js'
+import { encodeSnapshotObject, parseRecord, signRecord, toSnapshotRow, toWireSnapshot, type SignedRecord } from './snapshot-format.js'
 import { PlaceSet, walkTree } from './verify-tree.js'
 
 /** Resolves when the snapshot and everything it needs is durable as the repository's setting says: on enough targets (`remote`), or fsynced in
@@ -25,13 +25,22 @@ export async function commitSnapshot(parts: RepositoryParts, sessions: Sessions,
     return await acknowledge(parts, before, true, signal)
   }
   const session = await sessions.requirePush(sessionId)
+  if (session.mode === 'replicate') throw new RoostError('AUTH_FORBIDDEN', 'This session only receives snapshots that another repository signed.')
+  // Locks must be able to tell how long ago this was.
+  return await promiseSnapshot(parts, sessions, session, request.root, async () =>
+    signRecord(recordOf(parts, session, request, await parts.retention.time.stamp()), parts.keys), signal)
+}
+
+/** W1–W6 of a tree that the session pushed. @param sign the record, once the tree was found whole */
+export async function promiseSnapshot(parts: RepositoryParts, sessions: Sessions, session: SessionRow, root: string, sign: () => Promise<SignedRecord>,
+  signal: AbortSignal): Promise<CommitReply> {
+  const { sessionId } = session
   await parts.intake.flush() // W1 packs durable in the spool, W2 index entries durable
   const areStored = await waitForTargets(parts, signal) // W3 packs on enough targets
   const { generation, chunks: damagedChunks } = await parts.index.damageState()
-  await verifyPushedTree(parts, sessionId, request.root, signal) // W4
-  if (sessions.mayHaveLost(session, generation)) await verifyWholeTree(parts, request.root, signal)
-  const receivedAtMs = await parts.retention.time.stamp() // locks must be able to tell how long ago this was
-  const signed = signRecord(recordOf(parts, session, request, receivedAtMs), parts.keys)
+  await verifyPushedTree(parts, sessionId, root, signal) // W4
+  if (sessions.mayHaveLost(session, generation)) await verifyWholeTree(parts, root, signal)
+  const signed = await sign()
   const object = encodeSnapshotObject(signed, parts.repositoryId, parts.keys, parts.random)
   const { isPut, row } = await parts.snapshotLocks.run(signed.snapshotId, async () => {
     const isPut = areStored && await putOnTargets(parts, signed.snapshotId, object, signal) // W5
@@ -61,7 +70,7 @@ async function withdraw(parts: RepositoryParts, id: SnapshotId): Promise<void> {
 }
 
 /** The answer to a commit that is in the index. */
-async function acknowledge(parts: RepositoryParts, row: SnapshotRow, alreadyCommitted: boolean, signal: AbortSignal): Promise<CommitReply> {
+export async function acknowledge(parts: RepositoryParts, row: SnapshotRow, alreadyCommitted: boolean, signal: AbortSignal): Promise<CommitReply> {
   const { spooledSnapshots, targets, commitWaitMs } = parts
   if (targets.list.durability === 'remote' && !await spooledSnapshots.settled(row.snapshotId, commitWaitMs, signal)) throw notYetDurable(parts, row.snapshotId)
   return { snapshot: { ...toWireSnapshot(row), ...(spooledSnapshots.has(row.snapshotId) ? { inSpool: true as const } : {}) }, alreadyCommitted }

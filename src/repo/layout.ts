@@ -16,6 +16,10 @@ export const checkpointKey = (id: string): ObjectKey => `${CHECKPOINT_PREFIX}${i
 export function checkpointIdOfKey(key: ObjectKey): string | undefined { return /^checkpoints\/([0-9a-f]{64})$/.exec(key)?.[1] }
 /** How far the repository's index has come: tells old copies of it from the present one. */
 export const LINEAGE_KEY: ObjectKey = 'lineage.json'
+/** Repositories whose snapshots this one takes in. */
+export const ORIGIN_PREFIX = 'origins/'
+export const originKey = (verifyKey: string): ObjectKey => `${ORIGIN_PREFIX}${verifyKey}`
+export function originOfKey(key: ObjectKey): string | undefined { return /^origins\/([0-9a-f]{64})$/.exec(key)?.[1] }
 /** Names of deleted snapshots that some target may still hold. */
 export const TOMBSTONE_PREFIX = 'tombstones/'
 

@@ -19,6 +19,7 @@ import { findMissing } from './find-missing.js'
 import { addKeySlot, listKeySlots, removeKeySlot, rotateKeyfile } from './manage-keys.js'
 import { ChunkPutter } from './put-chunks.js'
 import { readChunks } from './read-chunks.js'
+import { LocalPeerRepository } from './replica/peer-repository.js'
 import { rebuildIndex } from './rebuild.js'
 import type { FrameBody, Repository, SnapshotQuery } from './repository.js'
 import { applyRetention } from './retention/apply.js'
@@ -35,6 +36,7 @@ const PAGE_STEP = 16
 export type Collector = (parts: RepositoryParts, options: CollectOptions, signal: AbortSignal) => AsyncIterable<MaintenanceEvent>
 
 export class LocalRepository implements Repository {
+  readonly peer: LocalPeerRepository
   readonly #parts: RepositoryParts
   readonly #sessions: Sessions
   readonly #putter: ChunkPutter
@@ -60,6 +62,7 @@ export class LocalRepository implements Repository {
     this.#keyfile = keyfile
     this.#sessions = new Sessions(parts)
     this.#putter = new ChunkPutter(parts)
+    this.peer = new LocalPeerRepository(parts, this.#sessions, this.#putter, (query) => this.listSnapshots(query))
   }
   /** Call once after construction: whether a rebuild is needed is part of `info`. */
   async loadState(): Promise<void> { this.#complete = await this.#parts.index.isComplete() }

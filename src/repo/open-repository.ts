@@ -20,7 +20,7 @@ import { replaceFile } from '../store/replace-file.js'
 import { openStore } from '../store/open-store.js'
 import { addKeyfileSlot, KEYFILE_BYTES, openSlot, readKeyfile, unlockMasterKey, writeKeyfile, type KeySecret } from './key-slots.js'
 import { openKnown, rememberHeader } from './known-header.js'
-import { HEADER_KEY, KEY_SLOT_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
+import { HEADER_KEY, KEY_SLOT_PREFIX, ORIGIN_PREFIX, PACK_PREFIX, SNAPSHOT_PREFIX } from './layout.js'
 import { Checkpoints, type CheckpointsOptions } from './checkpoints/checkpoints.js'
 import { Lineage } from './lineage.js'
 import { LocalRepository, type Collector } from './local-repository.js'
@@ -33,7 +33,9 @@ import { PackReader } from './pack-reader.js'
 import { PackUploads } from './pack-uploads.js'
 import { recoverRepository } from './recover.js'
 import { CHUNKER_DEFAULTS, isChunker, readRepositoryHeader, targetTaken, verifyRepositoryHeader, writeRepositoryHeader, type RepositoryHeader } from './repository-header.js'
-import { createMasterKey, deriveRepositoryKeys } from './repository-keys.js'
+import { createMasterKey, deriveRepositoryKeys, unwrapFamilyKeys, wrapFamilyKeys, type RepositoryKeys } from './repository-keys.js'
+import { Origins, writeOrigin } from './replica/origins.js'
+import type { AcceptedFamily } from './replica/family.js'
 import type { RepositoryEvent, RepositoryParts } from './repository-parts.js'
 import { LOCAL_SETTINGS, Retention } from './retention/retention.js'
 import type { SealPool } from './seal-pool.js'
@@ -74,8 +76,8 @@ const INDEX_FORMAT = 1
 /** Lays a new repository on its target and its local folder. Order: keyfile, key slot, header (from here it exists), local description.
  *  Dying in between and asking again finishes the job; nothing that could be somebody's repository is ever overwritten.
  *  @throws {RoostError} REPOSITORY_EXISTS; REQUEST_MALFORMED; what the target throws */
-export async function createRepository(directory: string, request: CreateRepositoryRequest, deps: OpenRepositoryDeps): Promise<void> {
-  const chunker = { ...CHUNKER_DEFAULTS, ...request.chunker }
+export async function createRepository(directory: string, request: CreateRepositoryRequest, deps: OpenRepositoryDeps, family?: AcceptedFamily): Promise<void> {
+  const chunker = family?.chunker ?? { ...CHUNKER_DEFAULTS, ...request.chunker }
   if (!isChunker(chunker))
     throw new RoostError('REQUEST_MALFORMED', 'These chunker parameters do not work together: sizes are powers of two, 4 KiB to 4 MiB, minimum < average < maximum.')
   // A folder with a description is a repository's, whatever its target looks like now: its keyfile may be the only one.
@@ -85,7 +87,7 @@ export async function createRepository(directory: string, request: CreateReposit
   await mkdir(directory, { recursive: true, mode: 0o700 })
   const store = await openTarget(directory, target, true, 0, deps)
   try {
-    const repositoryId = await unfinishedCreate(store, directory) ?? await layRepository(store, directory, chunker, deps)
+    const repositoryId = await unfinishedCreate(store, directory, family !== undefined) ?? await layRepository(store, directory, chunker, deps, family)
     // Without its description this folder is nobody's: an index in it is a leftover of a create that died.
     await rm(join(directory, 'index'), { recursive: true, force: true })
     const index = await openIndexOf(directory, repositoryId, deps)
@@ -96,15 +98,19 @@ export async function createRepository(directory: string, request: CreateReposit
     await store.close()
   }
 }
-async function layRepository(store: ObjectStore, directory: string, chunker: RepositoryHeader['chunker'], deps: OpenRepositoryDeps): Promise<RepositoryId> {
+async function layRepository(store: ObjectStore, directory: string, chunker: RepositoryHeader['chunker'], deps: OpenRepositoryDeps,
+  family: AcceptedFamily | undefined): Promise<RepositoryId> {
   await refuseOrphans(store)
-  for await (const { key } of store.list(KEY_SLOT_PREFIX)) await store.delete(key)
+  for (const prefix of [KEY_SLOT_PREFIX, ORIGIN_PREFIX]) for await (const { key } of store.list(prefix)) await store.delete(key)
   const masterKey = createMasterKey(deps.random)
   const keyfile = deps.random.bytes(KEYFILE_BYTES)
   await writeKeyfile(join(directory, KEYFILE_NAME), keyfile, deps.effects)
   await addKeyfileSlot(store, masterKey, keyfile, { label: 'server keyfile', clock: deps.clock, random: deps.random })
   const repositoryId = parseRepositoryId(deps.random.bytes(16).toString('hex'))
-  await writeRepositoryHeader(store, { format: 1, repositoryId, mode: 'server', createdAtMs: deps.clock.now(), chunker }, masterKey)
+  const fields = { repositoryId, mode: 'server', createdAtMs: deps.clock.now(), chunker } as const
+  for (const origin of family?.origins ?? [])
+    await writeOrigin(store, { ...origin, addedAtMs: fields.createdAtMs }, repositoryId, deriveRepositoryKeys(masterKey).originsKey)
+  await writeRepositoryHeader(store, family === undefined ? { format: 1, ...fields } : { format: 2, ...fields, family: wrapFamilyKeys(family.keys, masterKey) }, masterKey)
   return repositoryId
 }
 /** Packs or snapshots without a header are a damaged repository, not a free place: their key slots must survive. */
@@ -114,8 +120,9 @@ async function refuseOrphans(store: ObjectStore): Promise<void> {
       throw new RoostError('REPOSITORY_CORRUPT', `The target ${store.description} holds packs or snapshots but no repository header; restore ${HEADER_KEY} or choose another target.`, { key })
 }
 /** The id of an empty repository that a create laid and did not live to describe: its keyfile is here. */
-async function unfinishedCreate(store: ObjectStore, directory: string): Promise<RepositoryId | undefined> {
+async function unfinishedCreate(store: ObjectStore, directory: string, isReplica: boolean): Promise<RepositoryId | undefined> {
   if (await store.head(HEADER_KEY) === undefined) return undefined
+  if (isReplica) throw targetTaken(store) // of which family it was made, its header says to nobody
   const { header, mac } = await readRepositoryHeader(store)
   try {
     verifyRepositoryHeader(header, mac, await unlockMasterKey(store, { keyfile: await readKeyfile(join(directory, KEYFILE_NAME)) }))
@@ -158,7 +165,7 @@ export async function openRepository(directory: string, deps: OpenRepositoryDeps
   let isRecovered = false
   try {
     const unlocked = await unlock(directory, config, store, deps)
-    const { lineageKey: key } = deriveRepositoryKeys(unlocked.masterKey)
+    const { lineageKey: key } = keysOf(unlocked)
     const lineage = new Lineage({ directory, repositoryId: config.repositoryId, key, targets, store, effects: deps.effects, random: deps.random })
     index = await openPresentIndex(directory, config, lineage, deps)
     parts = await assembleParts({ directory, config, unlocked, targets, store, index, lineage }, deps)
@@ -224,13 +231,21 @@ async function unlock(directory: string, config: LocalConfig, store: ObjectStore
 /** False for an error that says nothing of what the targets hold. */
 const isAnswer = (error: unknown): boolean => !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')
 
+/** @throws {RoostError} REPOSITORY_CORRUPT */
+function keysOf({ header, masterKey }: Pick<Unlocked, 'header' | 'masterKey'>): RepositoryKeys {
+  if (header.family === undefined) return deriveRepositoryKeys(masterKey)
+  const family = unwrapFamilyKeys(header.family, masterKey)
+  if (family === undefined) throw new RoostError('REPOSITORY_CORRUPT', 'The keys of this replica\'s family do not open with its master key.')
+  return deriveRepositoryKeys(masterKey, family)
+}
+
 interface Opened { directory: string; config: LocalConfig; unlocked: Unlocked; targets: TargetSet; store: ObjectStore; index: ChunkIndex; lineage: Lineage }
 async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<RepositoryParts> {
   const { directory, config, targets, store, index } = opened
   const { pool, clock, random, effects, spoolBytesMax } = deps
-  const { header, headerBytes, masterKey } = opened.unlocked
+  const { header, headerBytes } = opened.unlocked
   const { repositoryId } = header
-  const keys = deriveRepositoryKeys(masterKey)
+  const keys = keysOf(opened.unlocked)
   const spoolDirectory = join(directory, 'spool')
   await mkdir(spoolDirectory, { recursive: true, mode: 0o700 })
   await targets.countHoldings(index)
@@ -269,6 +284,7 @@ async function assembleParts(opened: Opened, deps: OpenRepositoryDeps): Promise<
     onStumble: (row, damagedOn, error) => { void mendCopies({ targets, catchUp, onDamage }, row, damagedOn, error) } })
   const parts: Omit<RepositoryParts, 'mender' | 'checkpoints'> = { name: config.name, repositoryId, createdAtMs: header.createdAtMs,
     chunker: { ...header.chunker, gearSeed: keys.gearSeed.toString('hex') },
+    origins: new Origins({ store, repositoryId, key: keys.originsKey, clock }),
     keys, directory, spoolDirectory, index, targets, store, headerBytes, catchUp, claims, judge: new SnapshotJudge({ index, reader }), lineage: opened.lineage,
     doomed, spooledSnapshots, snapshotLocks, retention, pending: { recovery: undefined }, pool, uploads, intake, reader, clock, random, effects,
     commitWaitMs: deps.commitWaitMs, report, saveTargets: (list) => writeConfig(directory, { ...config, ...list }, deps) }

@@ -14,6 +14,7 @@
  */
 import { assert } from '../core/assert.js'
 import { ByteReader, ByteWriter } from '../core/bytes.js'
+import { GROUP_CODECS } from '../core/chunk-groups.js'
 import { RoostError } from '../core/errors.js'
 import { hashChunk, keyedDigest } from '../core/hash.js'
 import { ID_PROOF_BYTES, isChunkKind, type ChunkKind, type RepositoryId } from '../core/ids.js'
@@ -104,6 +105,24 @@ function gather(parts: readonly Uint8Array[]): Buffer {
 /** The plaintext of a block. @throws {RoostError} PACK_CORRUPT unless every byte is as it was sealed. */
 export function openBlock(secret: PackSecret, offset: number, sealed: Buffer): Buffer {
   return openPart(secret, offset, LABELS.block, secret.header, sealed, LIMITS.packBytesMax)
+}
+/** Where a chunk lies in a block's plaintext. */
+export interface BlockPart { readonly offset: number; readonly bytes: number }
+/** Those chunks of a block, compressed together: as they lie there when that is all of it, or else anew. The first byte says which codec of
+ *  core/chunk-groups.ts it is. @param parts in ascending order, apart from each other. @throws {RoostError} PACK_CORRUPT */
+export function regroupBlock(secret: PackSecret, offset: number, sealed: Buffer, parts: readonly BlockPart[], encoder: ZstdEncoder): Buffer {
+  const plain = unseal(secret.key, nonceAt(offset, LABELS.block), secret.header, sealed)
+  if (plain === undefined) throw packCorrupt('a sealed part fails authentication', offset)
+  const reader = new ByteReader(plain, packCorrupt)
+  const codec = reader.u8('codec'), rawBytes = reader.u32('raw length', LIMITS.packBytesMax), payload = reader.rest()
+  const isWhole = parts.reduce((sum, part) => sum + part.bytes, 0) === rawBytes
+  if (isWhole && codec === CODECS.zstd) return Buffer.concat([Buffer.from([GROUP_CODECS.zstd]), payload])
+  const raw = codec === CODECS.zstd ? zstdDecode(payload, rawBytes) : payload.byteLength === rawBytes ? payload : undefined
+  if (raw === undefined) throw packCorrupt('a sealed part does not decompress', offset)
+  if (parts.some((part) => part.offset + part.bytes > rawBytes)) throw packCorrupt('its index names chunks past the end of a block', offset)
+  const wanted = gather(parts.map((part) => raw.subarray(part.offset, part.offset + part.bytes)))
+  const encoded = isWhole ? wanted : encoder.encode(wanted)
+  return encoded.byteLength < wanted.byteLength * (1 - SAVING_MIN) ? Buffer.concat([Buffer.from([GROUP_CODECS.zstd]), encoded]) : Buffer.concat([Buffer.from([GROUP_CODECS.raw]), wanted])
 }
 function openPart(secret: PackSecret, offset: number, label: number, associated: Buffer, sealed: Buffer, rawMax: number): Buffer {
   const plain = unseal(secret.key, nonceAt(offset, label), associated, sealed)

@@ -116,6 +116,14 @@ export class PackIntake {
   pinPending(session: SessionId, idProof: Buffer): 'pinned' | 'absent' | { wait: Promise<void> } {
     const pending = this.#pending.get(chunkKey(idProof))
     if (pending === undefined || !timingSafeEqual(pending.proof, idProof.subarray(CHUNK_ID_BYTES, ID_PROOF_BYTES))) return 'absent'
+    return this.#pinPending(session, pending)
+  }
+  /** The same by id alone, for peers. */
+  pinPendingId(session: SessionId, id: Buffer): 'pinned' | 'absent' | { wait: Promise<void> } {
+    const pending = this.#pending.get(chunkKey(id))
+    return pending === undefined ? 'absent' : this.#pinPending(session, pending)
+  }
+  #pinPending(session: SessionId, pending: PendingChunk): 'pinned' | { wait: Promise<void> } {
     if (pending.pack.adding !== undefined) return { wait: pending.pack.adding }
     pin(pending.pack, session, pending.entry)
     return 'pinned'

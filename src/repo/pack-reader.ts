@@ -44,6 +44,9 @@ export interface PackReaderDeps {
  *  its rows were located; what is needed of it lies elsewhere now, so locate again. */
 export interface ReadBlock { readonly bytes: Buffer | undefined; readonly rows: readonly number[]; readonly isGone?: true }
 
+/** What becomes of a sealed block besides its plaintext; nothing of it is cached. @param rows of the request, ascending in the block */
+export type BlockForm = (pack: { readonly packKey: Buffer; readonly header: Buffer }, offset: number, sealed: Buffer, rows: readonly number[]) => Promise<Buffer>
+
 interface BlockPlan { readonly offset: number; readonly storedBytes: number; readonly rows: number[] }
 interface RangePlan { readonly pack: PackNumber; readonly range: ByteRange; readonly blocks: readonly BlockPlan[] }
 
@@ -56,14 +59,14 @@ export class PackReader {
   constructor(deps: PackReaderDeps) { this.#deps = deps }
 
   /** Opened blocks in pack order with bounded read-ahead. Rows that are not present (pack number 0) are left out. */
-  async *blocks(locations: Locations, rows: readonly number[], signal?: AbortSignal): AsyncIterable<ReadBlock> {
+  async *blocks(locations: Locations, rows: readonly number[], signal?: AbortSignal, form?: BlockForm): AsyncIterable<ReadBlock> {
     const ranges = planRanges(locations, rows)
     const ahead: Promise<ReadBlock[]>[] = []
     let next = 0
     try {
       while (next < ranges.length || ahead.length > 0) {
         while (next < ranges.length && ahead.length < RANGES_AHEAD) {
-          const reading = this.#readRange(ranges[next++]!, signal)
+          const reading = this.#readRange(ranges[next++]!, signal, form)
           reading.catch(() => undefined) // awaited below, in order; this only keeps an early failure from being "unhandled"
           ahead.push(reading)
         }
@@ -76,8 +79,8 @@ export class PackReader {
 
   /** Asks one place after the other until every block is opened. What is damaged or missing in one place and whole in another is told to
    *  `onStumble`; a place that cannot be asked makes the whole unreachable, never absent. */
-  async #readRange(plan: RangePlan, signal?: AbortSignal): Promise<ReadBlock[]> {
-    const opened = plan.blocks.map((block) => this.#blocks.get(cacheKey(plan.pack, block.offset)))
+  async #readRange(plan: RangePlan, signal?: AbortSignal, form?: BlockForm): Promise<ReadBlock[]> {
+    const opened = plan.blocks.map((block) => form === undefined ? this.#blocks.get(cacheKey(plan.pack, block.offset)) : undefined)
     const lacking = (): number[] => opened.flatMap((bytes, i) => (bytes === undefined ? [i] : []))
     const blocks = (): ReadBlock[] => plan.blocks.map((block, i) => ({ bytes: opened[i], rows: block.rows }))
     const withoutGone = (): ReadBlock[] => blocks().map((block) => (block.bytes === undefined ? { ...block, isGone: true } : block))
@@ -90,7 +93,7 @@ export class PackReader {
       try {
         const header = await this.#header(row, source, signal)
         const bytes = await source.read(plan.range, signal)
-        const results = await Promise.allSettled(lacking().map(async (i) => { opened[i] = await this.#openBlock(row, header, plan.blocks[i]!, bytes, plan.range) }))
+        const results = await Promise.allSettled(lacking().map(async (i) => { opened[i] = await this.#openBlock(row, header, plan.blocks[i]!, bytes, plan.range, form) }))
         for (const result of results) if (result.status === 'rejected') throw result.reason
       } catch (error) {
         if (isPackDamage(error)) {
@@ -122,9 +125,10 @@ export class PackReader {
     return blocks()
   }
   /** @throws {RoostError} PACK_CORRUPT */
-  async #openBlock(row: PackRow, header: Buffer, block: BlockPlan, bytes: Buffer, range: ByteRange): Promise<Buffer> {
+  async #openBlock(row: PackRow, header: Buffer, block: BlockPlan, bytes: Buffer, range: ByteRange, form?: BlockForm): Promise<Buffer> {
     const at = block.offset - range.offset
     const sealed = Buffer.from(new Uint8Array(bytes.subarray(at, at + block.storedBytes)).buffer)
+    if (form !== undefined) return await form({ packKey: this.#deps.packKey, header }, block.offset, sealed, block.rows)
     const opened = await this.#deps.pool.decode(this.#deps.packKey, header, block.offset, sealed)
     this.#blocks.set(cacheKey(row.packNumber, block.offset), opened, opened.byteLength)
     return opened

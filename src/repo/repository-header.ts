@@ -12,13 +12,15 @@ import { bytesBody } from '../store/bytes-body.js'
 import type { ObjectStore } from '../store/object-store.js'
 import { HEADER_KEY } from './layout.js'
 
-export interface RepositoryHeader {
-  readonly format: 1
+/** Format 2 is that of replicas: `family` holds the keys that they share with their origin, wrapped (repository-keys.ts). */
+export type RepositoryHeader = HeaderFields & ({ readonly format: 1; readonly family?: never } | { readonly format: 2; readonly family: string })
+interface HeaderFields {
   readonly repositoryId: RepositoryId
   readonly mode: 'server'
   readonly createdAtMs: number
   readonly chunker: Omit<ChunkerParameters, 'gearSeed'>
 }
+const FAMILY = /^[A-Za-z0-9+/]{139}=$/ // nonce 24, tag 16, two keys of 32 bytes
 const HEADER_BYTES_MAX = 64 * KiB
 
 /** Measured on trees of system files and on an ext4 image with its next-day version (docs/benchmarks.md). */
@@ -53,13 +55,15 @@ function parseHeader(bytes: Buffer): { header: RepositoryHeader; mac: Buffer } {
   } catch (error) {
     throw headerCorrupt('it is not JSON', error)
   }
-  const { format, repositoryId, mode, createdAtMs, chunker, mac } = value
-  if (format !== 1) throw headerCorrupt(`its format ${JSON.stringify(format)} is unknown to this version`)
+  const { format, repositoryId, mode, createdAtMs, chunker, family, mac } = value
+  if (format !== 1 && format !== 2) throw headerCorrupt(`its format ${JSON.stringify(format)} is unknown to this version`)
   if (mode !== 'server' || typeof repositoryId !== 'string' || !/^[0-9a-f]{32}$/.test(repositoryId) || typeof createdAtMs !== 'number' || typeof mac !== 'string' || !isChunker(chunker))
     throw headerCorrupt('a field is missing or malformed')
   const { minBytes, averageBytes, maxBytes, imageChunkBytes } = chunker
-  const header = { format, repositoryId: parseRepositoryId(repositoryId), mode, createdAtMs, chunker: { minBytes, averageBytes, maxBytes, imageChunkBytes } } as const
-  return { header, mac: Buffer.from(mac, 'hex') }
+  const fields = { repositoryId: parseRepositoryId(repositoryId), mode, createdAtMs, chunker: { minBytes, averageBytes, maxBytes, imageChunkBytes } } as const
+  if (format === 1) return { header: { format, ...fields }, mac: Buffer.from(mac, 'hex') }
+  if (typeof family !== 'string' || !FAMILY.test(family)) throw headerCorrupt('it is a replica\'s and lacks the keys of its family')
+  return { header: { format, ...fields, family }, mac: Buffer.from(mac, 'hex') }
 }
 /** @throws {RoostError} REPOSITORY_CORRUPT unless the header is what the holder of the master key wrote. */
 export function verifyRepositoryHeader(header: RepositoryHeader, mac: Buffer, masterKey: Buffer): void {

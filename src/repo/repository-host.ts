@@ -14,6 +14,8 @@ import { attachSecretOf } from './manage-keys.js'
 import type { Collector, LocalRepository } from './local-repository.js'
 import { attachRepository, createRepository, openRepository, type OpenRepositoryDeps } from './open-repository.js'
 import type { RepositoryHost } from './repository-host-contract.js'
+import type { ReplicaOffer } from '../core/peer-messages.js'
+import { ReplicaOffers } from './replica/family.js'
 import type { Repository } from './repository.js'
 import type { RepositoryEvent } from './repository-parts.js'
 import { ThreadSealPool } from './seal-pool.js'
@@ -58,7 +60,8 @@ class LocalRepositoryHost implements RepositoryHost {
   readonly #open = new Map<string, LocalRepository>()
   readonly #failed = new Map<string, RoostError>()
   readonly #changes = new Mutex()
-  constructor(readonly root: string, readonly deps: OpenRepositoryDeps) {}
+  readonly #offers: ReplicaOffers
+  constructor(readonly root: string, readonly deps: OpenRepositoryDeps) { this.#offers = new ReplicaOffers(deps.clock, deps.random) }
 
   async openAll(): Promise<void> {
     const names = (await readdir(this.root, { withFileTypes: true })).filter((entry) => entry.isDirectory() && NAME.test(entry.name))
@@ -92,10 +95,11 @@ class LocalRepositoryHost implements RepositoryHost {
   create(request: CreateRepositoryRequest): Promise<Repository> {
     return this.#changes.run(async () => {
       const directory = this.#newDirectory(request.name)
-      await createRepository(directory, request, this.deps)
+      await createRepository(directory, request, this.deps, request.replica === undefined ? undefined : this.#offers.accept(request.replica))
       return this.#openOne(request.name)
     })
   }
+  offerReplica(): ReplicaOffer { return this.#offers.make() }
   attach(request: AttachRepositoryRequest): Promise<Repository> {
     return this.#changes.run(async () => {
       const directory = this.#newDirectory(request.name)

@@ -14,6 +14,7 @@ import type { DoomedPacks } from './doomed-packs.js'
 import type { Checkpoints } from './checkpoints/checkpoints.js'
 import type { Lineage } from './lineage.js'
 import type { PackClaims } from './pack-claims.js'
+import type { Origins } from './replica/origins.js'
 import type { Retention } from './retention/retention.js'
 import type { PackIntake } from './pack-intake.js'
 import type { PackReader } from './pack-reader.js'
@@ -31,6 +32,7 @@ export interface RepositoryParts {
   readonly createdAtMs: number
   readonly chunker: ChunkerParameters
   readonly keys: RepositoryKeys
+  readonly origins: Origins
   /** This repository's local folder: keyfile, index, spool. */
   readonly directory: string
   readonly spoolDirectory: string
@@ -73,6 +75,8 @@ export type RepositoryEvent =
   | { readonly type: 'deletion-refused'; readonly error: RoostError; readonly pack: string }
   | { readonly type: 'recovered'; readonly counts: Readonly<Record<string, number>> }
   | { readonly type: 'pack-lost'; readonly error: Error }
+  /** A snapshot that arrives is not the one that is here (docs/replication.md). */
+  | { readonly type: 'conflict'; readonly error: RoostError }
   | { readonly type: 'target'; readonly target: string; readonly health: string; readonly error?: Error }
 
 export function infoOf(parts: RepositoryParts, complete: boolean): RepositoryInfo {

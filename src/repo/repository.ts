@@ -7,6 +7,8 @@ import type {
   SetPolicyRequest, SignedSnapshot, SnapshotPage, TargetInfo, TargetsReply,
 } from '../core/messages.js'
 
+import type { PeerRepository } from './replica/peer-repository.js'
+
 export interface SnapshotQuery {
   /** Opaque `next` of the page before. */
   readonly after?: string
@@ -20,6 +22,8 @@ export interface FrameBody { readonly buffer: SharedArrayBuffer; readonly bytes:
 
 export interface Repository {
   readonly name: string
+  /** For others of its family. */
+  readonly peer: PeerRepository
   info(): RepositoryInfo
 
   /** `sourceLimit`: the only source that the token may use, if it is limited. */

@@ -5,6 +5,7 @@ import { asBuffer } from '../core/bytes.js'
 import { RoostError } from '../core/errors.js'
 import type { PackId, PackNumber, RepositoryId } from '../core/ids.js'
 import type { PackEntries } from '../index/chunk-index.js'
+import type { BlockPart } from './pack-format.js'
 import type { SealedPack } from './pack-writer.js'
 import type { SealSecrets, StoreJob, StoreResult } from './seal-job.js'
 import type { FromSealWorker, ToSealWorker, WireFailure } from './seal-worker.js'
@@ -24,6 +25,10 @@ export interface SealPool {
   flush(repository: RepositoryId): Promise<void>
   /** Opens one sealed block. `sealed` is consumed. @throws {RoostError} PACK_CORRUPT */
   decode(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer): Promise<Buffer>
+  /** Those chunks of a sealed block, compressed together (regroupBlock). `sealed` is consumed. @throws {RoostError} PACK_CORRUPT */
+  regroup(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer, parts: readonly BlockPart[], zstdLevel: number): Promise<Buffer>
+  /** The frames that a body of groups unfolds to. @throws {RoostError} FRAME_MALFORMED; LIMIT_EXCEEDED */
+  unfold(body: Uint8Array): Promise<{ buffer: SharedArrayBuffer; bytes: number }>
   /** Forgets a repository; flush first. */
   forget(repository: RepositoryId): void
   close(): Promise<void>
@@ -107,10 +112,19 @@ export class ThreadSealPool implements SealPool {
     await Promise.all(this.#threads.map((thread) => this.#call<'flushed'>(thread, { type: 'flush', call: this.#nextCall++, repository }, [])))
   }
   async decode(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer): Promise<Buffer> {
-    const own = sealed.byteLength === sealed.buffer.byteLength ? sealed : Buffer.from(new Uint8Array(sealed).buffer)
-    const buffer = own.buffer as ArrayBuffer
-    const reply = await this.#call<'decoded'>(this.#idlest(), { type: 'decode', call: this.#nextCall++, packKey, header, offset, sealed: buffer }, [buffer])
+    const buffer = ownBuffer(sealed)
+    const reply = await this.#call<'decoded'>(this.#idlest(), { type: 'decode', call: this.#nextCall++, block: { packKey, header, offset, sealed: buffer } }, [buffer])
     return Buffer.from(reply.block, reply.offset, reply.bytes)
+  }
+  async regroup(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer, parts: readonly BlockPart[], zstdLevel: number): Promise<Buffer> {
+    const buffer = ownBuffer(sealed)
+    const reply = await this.#call<'decoded'>(this.#idlest(),
+      { type: 'regroup', call: this.#nextCall++, block: { packKey, header, offset, sealed: buffer }, parts, zstdLevel }, [buffer])
+    return Buffer.from(reply.block, reply.offset, reply.bytes)
+  }
+  async unfold(body: Uint8Array): Promise<{ buffer: SharedArrayBuffer; bytes: number }> {
+    const { buffer, bytes } = await this.#call<'unfolded'>(this.#idlest(), { type: 'unfold', call: this.#nextCall++, body }, [])
+    return { buffer, bytes }
   }
   forget(repository: RepositoryId): void {
     this.#listeners.delete(repository)
@@ -122,6 +136,10 @@ export class ThreadSealPool implements SealPool {
   }
 }
 
+/** Of a buffer that shares its memory with nothing, its memory; else a copy. */
+function ownBuffer(bytes: Buffer): ArrayBuffer {
+  return bytes.byteLength === bytes.buffer.byteLength ? bytes.buffer as ArrayBuffer : new Uint8Array(bytes).buffer
+}
 function toError(failure: WireFailure): Error {
   if (failure.code !== undefined) return new RoostError(failure.code, failure.message, failure.details)
   if (failure.errno === undefined) return new Error(failure.message)

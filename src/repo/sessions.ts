@@ -3,7 +3,10 @@ import { RoostError } from '../core/errors.js'
 import { parseChunkId, parseSnapshotId, type SessionId } from '../core/ids.js'
 import { LIMITS } from '../core/limits.js'
 import type { OpenSessionReply, OpenSessionRequest, WireLimits } from '../core/messages.js'
+import type { PeerSessionReply, PeerSessionRequest } from '../core/peer-messages.js'
+import { provePeer } from '../core/peer-proof.js'
 import type { SessionRow, SnapshotRow } from '../index/chunk-index.js'
+import { familyIdOf } from './repository-keys.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { parseRecord, toWireSnapshot } from './snapshot-format.js'
 
@@ -26,37 +29,74 @@ export class Sessions {
 
   /** @throws {RoostError} INDEX_REBUILD_NEEDED; SNAPSHOT_UNKNOWN; AUTH_FORBIDDEN; TOO_MANY_REQUESTS */
   async open(request: OpenSessionRequest, caller: SessionCaller): Promise<OpenSessionReply> {
-    const { index, clock, random, keys, chunker, repositoryId } = this.#parts
-    if (!await index.isComplete())
-      throw rebuildNeeded(this.#parts.name)
-    await this.#sweep()
-    await this.#requireShare(caller.tokenId)
-    const { generation } = await index.damageState()
+    const { keys, chunker, repositoryId, index } = this.#parts
+    const { generation } = await this.#begin(caller)
     const wanted = request.kind === 'read' ? await this.#snapshotToRead(request.snapshot, caller) : await this.#parent(request, caller)
     const isWithheld = request.kind === 'push' && wanted !== undefined && !await this.#parts.judge.isKnownWhole(wanted.snapshotId)
     const snapshot = isWithheld ? undefined : wanted
-    const sessionId = random.bytes(16).toString('hex') as SessionId
-    const nowMs = clock.now()
     const source = request.kind === 'push' ? request.source : snapshot!.source
-    await index.openSession({ sessionId, kind: request.kind, source, mode: request.kind === 'push' ? request.mode : 'read',
-      snapshot: snapshot?.snapshotId ?? null, tokenId: caller.tokenId, openedAtMs: nowMs, lastUsedAtMs: nowMs })
-    this.#touchedMs.set(sessionId, clock.monotonicMs())
-    this.#generations.set(sessionId, generation)
+    const { sessionId, inherited } = await this.#add({ kind: request.kind, source, mode: request.kind === 'push' ? request.mode : 'read' }, snapshot, caller, generation)
     if (isWithheld) this.#parts.judge.request(wanted.snapshotId)
-    const inherited = snapshot !== undefined && await this.#inheritRoot(sessionId, snapshot)
     // gc.md: pin, THEN look again. Forgotten before the pin, the root may have lost what is below it to a collection, and would be inherited unread.
-    if (inherited && await index.getSnapshot(snapshot.snapshotId) === undefined) {
+    if (inherited && await index.getSnapshot(snapshot!.snapshotId) === undefined) {
       await this.close(sessionId)
-      if (request.kind === 'read') throw unknownSnapshot(snapshot.snapshotId)
+      if (request.kind === 'read') throw unknownSnapshot(snapshot!.snapshotId)
       return await this.open(request, caller) // with the parent of now; each turn takes somebody who forgets one
     }
     if (request.kind === 'read' && !inherited) {
       await this.close(sessionId)
-      throw new RoostError('CHUNK_MISSING', 'The root of this snapshot is not in the repository; run `roost check`.', { snapshot: snapshot!.snapshotId })
+      throw rootMissing(snapshot!.snapshotId)
     }
     return { sessionId, repositoryId, dedupKey: keys.dedupKey.toString('hex'), verifyKey: keys.signing.publicKey.toString('hex'),
       chunker, limits: WIRE_LIMITS, wireCodecs: ['raw', 'zstd'], idleMs: LIMITS.sessionIdleMs,
-      ...(inherited ? { snapshot: toWireSnapshot(snapshot) } : {}), ...(isWithheld ? { withheldParent: toWireSnapshot(wanted) } : {}) }
+      ...(inherited ? { snapshot: toWireSnapshot(snapshot!) } : {}), ...(isWithheld ? { withheldParent: toWireSnapshot(wanted) } : {}) }
+  }
+  /** For a peer that replicates: it sends one snapshot's chunks, or receives one. The dedup key is not told.
+   *  @throws {RoostError} as open */
+  async openPeer(request: PeerSessionRequest, caller: SessionCaller): Promise<PeerSessionReply> {
+    const { keys, repositoryId, index } = this.#parts
+    const { generation } = await this.#begin(caller)
+    const isSending = request.kind === 'send'
+    const snapshot = isSending ? await this.#snapshotToRead(request.snapshot, caller) : await this.#base(request.bases, request.source)
+    const { sessionId, inherited } = await this.#add({ kind: isSending ? 'read' : 'push', source: isSending ? snapshot!.source : request.source, mode: 'replicate' },
+      snapshot, caller, generation)
+    if (snapshot !== undefined && await index.getSnapshot(snapshot.snapshotId) === undefined) {
+      await this.close(sessionId)
+      if (isSending) throw unknownSnapshot(snapshot.snapshotId)
+      return await this.openPeer(request, caller)
+    }
+    if (isSending && !inherited) {
+      await this.close(sessionId)
+      throw rootMissing(snapshot!.snapshotId)
+    }
+    const proven = { sessionId, repositoryId, familyId: familyIdOf(keys) }
+    return { ...proven, verifyKey: keys.signing.publicKey.toString('hex'), limits: WIRE_LIMITS, proof: provePeer(request.challenge, proven, keys.signing.secretKey),
+      ...(!inherited ? {} : isSending ? { snapshot: toWireSnapshot(snapshot!) } : { base: toWireSnapshot(snapshot!) }) }
+  }
+  async #base(ids: readonly string[], source: string): Promise<SnapshotRow | undefined> {
+    for (const id of ids) {
+      const row = await this.#parts.index.getSnapshot(parseSnapshotId(id))
+      if (row === undefined || row.source !== source) continue
+      if (await this.#parts.judge.isKnownWhole(row.snapshotId)) return row
+      this.#parts.judge.request(row.snapshotId)
+    }
+    return undefined
+  }
+  async #begin(caller: SessionCaller): Promise<{ readonly generation: number }> {
+    if (!await this.#parts.index.isComplete()) throw rebuildNeeded(this.#parts.name)
+    await this.#sweep()
+    await this.#requireShare(caller.tokenId)
+    return await this.#parts.index.damageState()
+  }
+  async #add(row: Pick<SessionRow, 'kind' | 'source' | 'mode'>, snapshot: SnapshotRow | undefined, caller: SessionCaller, generation: number):
+    Promise<{ sessionId: SessionId; inherited: boolean }> {
+    const { index, clock, random } = this.#parts
+    const sessionId = random.bytes(16).toString('hex') as SessionId
+    const nowMs = clock.now()
+    await index.openSession({ sessionId, ...row, snapshot: snapshot?.snapshotId ?? null, tokenId: caller.tokenId, openedAtMs: nowMs, lastUsedAtMs: nowMs })
+    this.#touchedMs.set(sessionId, clock.monotonicMs())
+    this.#generations.set(sessionId, generation)
+    return { sessionId, inherited: snapshot !== undefined && await this.#inheritRoot(sessionId, snapshot) }
   }
   /** Counted only when it may matter. */
   async #requireShare(tokenId: string): Promise<void> {
@@ -134,5 +174,7 @@ export const sessionLost = (): RoostError =>
   new RoostError('SESSION_LOST', 'This session is not open (any more): the server restarted, or it was closed. Open a new one and run again.')
 export const unknownSnapshot = (text: string): RoostError =>
   new RoostError('SNAPSHOT_UNKNOWN', 'There is no such snapshot (for this source).', { snapshot: text.slice(0, 64) })
+const rootMissing = (snapshot: string): RoostError =>
+  new RoostError('CHUNK_MISSING', 'The root of this snapshot is not in the repository; run `roost check`.', { snapshot })
 export const rebuildNeeded = (repository: string): RoostError =>
   new RoostError('INDEX_REBUILD_NEEDED', 'The index of this repository is new or incomplete; run `roost rebuild` first.', { repository })

@@ -16,6 +16,7 @@ import { BodyIntake } from './body-intake.js'
 import { createErrorHandler, toErrorReply } from './error-handler.js'
 import { createGate } from './gate.js'
 import type { JobRegistry } from './jobs/job-registry.js'
+import type { Replicator } from './replications/replicator.js'
 import type { Scheduler } from './jobs/scheduler.js'
 import type { Logger } from './logger.js'
 import { READERS_MAX } from './readers.js'
@@ -27,6 +28,8 @@ import { keyRoutes } from './routes/keys.js'
 import { maintenanceRoutes } from './routes/maintenance.js'
 import { retentionRoutes } from './routes/retention.js'
 import { targetRoutes } from './routes/targets.js'
+import { peerRoutes } from './routes/peer.js'
+import { replicationRoutes } from './routes/replications.js'
 import { repositoryRoutes } from './routes/repositories.js'
 import { sessionRoutes } from './routes/sessions.js'
 import { snapshotRoutes } from './routes/snapshots.js'
@@ -45,6 +48,7 @@ export interface AppDeps {
   readonly isDraining: () => boolean
   readonly jobs: JobRegistry
   readonly scheduler: Scheduler
+  readonly replicator: Replicator
   /** PEM. Plain HTTP without. */
   readonly tls?: { readonly cert: Buffer; readonly key: Buffer }
 }
@@ -76,7 +80,7 @@ export function buildApp(deps: AppDeps): FastifyInstance {
   const intake = new BodyIntake({ clock, admission: deps.admission, buffers: new BodyBuffers() })
   const routeDeps: RouteDeps = {
     host: deps.host, tokens: deps.tokens, clock, intake, readers: new Semaphore(READERS_MAX), isDraining: deps.isDraining,
-    jobs: deps.jobs, scheduler: deps.scheduler,
+    jobs: deps.jobs, scheduler: deps.scheduler, replicator: deps.replicator,
   }
   app.decorateRequest('passage')
   app.addHook('onRequest', createGate({ ...deps, brake: new FailureBrake(clock) }))
@@ -85,7 +89,8 @@ export function buildApp(deps: AppDeps): FastifyInstance {
   app.setNotFoundHandler(() => { throw new RoostError('ROUTE_UNKNOWN', 'There is no such route.') })
   addBodyParsers(app, intake)
   app.register(async (scope) => {
-    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, retentionRoutes, targetRoutes, jobRoutes, keyRoutes])
+    for (const routes of [healthRoutes, repositoryRoutes, tokenRoutes, sessionRoutes, snapshotRoutes, maintenanceRoutes, retentionRoutes, targetRoutes, jobRoutes, keyRoutes,
+      peerRoutes, replicationRoutes])
       routes(scope, routeDeps)
   })
   return app
@@ -95,7 +100,7 @@ export function buildApp(deps: AppDeps): FastifyInstance {
 function addBodyParsers(app: FastifyInstance, intake: BodyIntake): void {
   const parseJson = app.getDefaultJsonParser('error', 'error')
   app.removeAllContentTypeParsers()
-  app.addContentTypeParser([MEDIA.frames, MEDIA.idProofs, MEDIA.ids], (_request, _payload, done) => { done(null) })
+  app.addContentTypeParser([MEDIA.frames, MEDIA.idProofs, MEDIA.ids, MEDIA.groups], (_request, _payload, done) => { done(null) })
   app.addContentTypeParser('application/json', async (request: FastifyRequest) => {
     const { bodyBytes: bytes, signal } = request.passage
     if (bytes === 0) return undefined

@@ -42,6 +42,11 @@ export function requireAdministrator(principal: Principal, repository: string): 
   if (!isAdministrator(principal, repository)) throw forbidden(['admin'])
 }
 
+/** Replicating is a right to the whole repository: a grant limited to a source never gives it. @throws {RoostError} AUTH_FORBIDDEN */
+export function requirePeer(principal: Principal, repository: string): void {
+  if (sourcesWithin(principal, repository, ['replicate']) !== 'all') throw forbidden(['replicate'])
+}
+
 export const isNothing = (reach: SourceReach): boolean => reach !== 'all' && reach.length === 0
 
 export function forbidden(scopes: readonly TokenScope[]): RoostError {

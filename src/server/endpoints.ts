@@ -11,9 +11,9 @@ import { QUERY_SCHEMAS, REPLY_SCHEMAS, REQUEST_SCHEMAS, type JsonSchema } from '
 /** Who may call. `granted`: any scope on the repository; `session`: the token that opened the session, which must be of
  *  the named kind (`commit-session`: or have committed already); `forget`: `delete` or `admin`;
  *  the rest name scopes (`server-admin`: `admin` on `*`;
- *  `…-of-repository`: for what concerns one repository). Limits to one source are applied by the routes. */
+ *  `…-of-repository`: for what concerns one repository; `peer-session`: `replicate`, and the token that opened the session). Limits to one source are applied by the routes. */
 export type Access = 'public' | 'authenticated' | 'granted' | 'session' | 'push-session' | 'commit-session' | 'open-session' | 'list-snapshots' |
-  'delete-snapshot' | 'forget' | 'repository-admin' | 'server-admin' | 'server-admin-of-repository'
+  'delete-snapshot' | 'forget' | 'repository-admin' | 'server-admin' | 'server-admin-of-repository' | 'replicate' | 'peer-session'
 
 /** A body of octets: multiples of `unitBytes`, at most `bytesMax`. */
 export interface OctetBody { readonly media: string; readonly bytesMax: number; readonly unitBytes: number }
@@ -188,6 +188,63 @@ export const ENDPOINTS = {
     method: 'GET', path: ROUTES.jobEvents, summary: 'The events of a run, from the first; lines as of a check.', access: 'repository-admin', status: 200,
     reply: MEDIA.progress,
   },
+
+  stateFamily: {
+    method: 'POST', path: ROUTES.peerFamily, summary: 'States the family to a replica that is to be, its keys sealed to a public key.', access: 'replicate',
+    json: REQUEST_SCHEMAS.family, status: 200, reply: REPLY_SCHEMAS.family,
+  },
+  outlineSnapshots: {
+    method: 'GET', path: ROUTES.peerSnapshots, summary: 'What a peer chooses snapshots by, newest first.', access: 'replicate', query: QUERY_SCHEMAS.outlines, status: 200,
+    reply: REPLY_SCHEMAS.outlines,
+  },
+  openPeerSession: {
+    method: 'POST', path: ROUTES.peerSessions, summary: 'Opens a session that sends a snapshot to a peer, or receives one; proves who answers.', access: 'replicate',
+    json: REQUEST_SCHEMAS.peerSession, status: 201, reply: REPLY_SCHEMAS.peerSession, beginsWork: true,
+  },
+  fetchGroups: {
+    method: 'POST', path: ROUTES.peerFetch, summary: 'Chunks by id, in groups as they are compressed in packs.', access: 'peer-session',
+    octets: { media: MEDIA.ids, bytesMax: LIMITS.readIdsMax * CHUNK_ID_BYTES, unitBytes: CHUNK_ID_BYTES }, status: 200, reply: MEDIA.groups, beginsWork: true,
+  },
+  holdChunks: {
+    method: 'POST', path: ROUTES.peerHold, summary: 'Which chunks are missing, by id alone; those present are pinned.', access: 'peer-session',
+    octets: { media: MEDIA.ids, bytesMax: LIMITS.missingIdsMax * CHUNK_ID_BYTES, unitBytes: CHUNK_ID_BYTES }, status: 200, reply: MEDIA.bitmap, beginsWork: true,
+  },
+  inheritChildren: {
+    method: 'POST', path: ROUTES.peerInherit, summary: 'Makes inherited what inherited nodes list.', access: 'peer-session',
+    octets: { media: MEDIA.ids, bytesMax: LIMITS.readIdsMax * CHUNK_ID_BYTES, unitBytes: CHUNK_ID_BYTES }, status: 204, beginsWork: true,
+  },
+  putGroups: {
+    method: 'POST', path: ROUTES.peerGroups, summary: 'Sends groups of chunks; one verdict byte a chunk.', access: 'peer-session',
+    octets: { media: MEDIA.groups, bytesMax: LIMITS.bodyBytesMax, unitBytes: 1 }, status: 200, reply: MEDIA.verdicts, beginsWork: true,
+  },
+  receiveSnapshot: {
+    method: 'POST', path: ROUTES.peerReceive, summary: 'Takes in a snapshot that another repository signed; a repeat answers the same.', access: 'replicate',
+    json: REQUEST_SCHEMAS.receive, status: 200, reply: REPLY_SCHEMAS.receive,
+  },
+  offerReplica: {
+    method: 'POST', path: ROUTES.replicaOffers, summary: 'A public key for the origin of a replica that is to be created here.', access: 'server-admin', status: 201,
+    reply: REPLY_SCHEMAS.replicaOffer,
+  },
+  listOrigins: {
+    method: 'GET', path: ROUTES.origins, summary: 'Repositories whose snapshots are taken in.', access: 'repository-admin', status: 200, reply: REPLY_SCHEMAS.origins,
+  },
+  trustOrigin: {
+    method: 'POST', path: ROUTES.origins, summary: 'Takes in snapshots of another repository from now on.', access: 'repository-admin', json: REQUEST_SCHEMAS.origin, status: 204,
+  },
+  listReplications: {
+    method: 'GET', path: ROUTES.replications, summary: 'The replications of a repository, with their lag.', access: 'repository-admin', query: QUERY_SCHEMAS.replications, status: 200,
+    reply: REPLY_SCHEMAS.replications,
+  },
+  setReplication: {
+    method: 'PUT', path: ROUTES.replication, summary: 'Writes a replication down, once its peer has shown who it is.', access: 'server-admin-of-repository',
+    json: REQUEST_SCHEMAS.replication, status: 204,
+  },
+  removeReplication: { method: 'DELETE', path: ROUTES.replication, summary: 'Forgets a replication; what it brought stays.', access: 'repository-admin', status: 204 },
+  runReplication: {
+    method: 'POST', path: ROUTES.replicationRun, summary: 'Replicates now; lines of events. Goes on whoever watches.', access: 'repository-admin', status: 200,
+    reply: MEDIA.progress, beginsWork: true,
+  },
+  metrics: { method: 'GET', path: ROUTES.metrics, summary: 'Figures of replications, as Prometheus reads them.', access: 'server-admin', status: 200, reply: 'text/plain; version=0.0.4' },
 
   listKeySlots: {
     method: 'GET', path: ROUTES.keySlots, summary: 'Ways to unlock the repository.', access: 'repository-admin', status: 200,

@@ -11,7 +11,7 @@ import { LIMITS } from '../core/limits.js'
 import type { RepositoryHost } from '../repo/repository-host-contract.js'
 import type { Repository } from '../repo/repository.js'
 import { authenticate, type FailureBrake } from './authenticate.js'
-import { ALL_REPOSITORIES, forbidden, hasAnyScope, requireAdministrator, requireScope, requireSource } from './authorize.js'
+import { ALL_REPOSITORIES, forbidden, hasAnyScope, requireAdministrator, requirePeer, requireScope, requireSource } from './authorize.js'
 import type { Endpoint } from './endpoints.js'
 import { requireContentLength } from './raw-body.js'
 import type { RequestLifetimes } from './request-lifetimes.js'
@@ -83,10 +83,12 @@ async function admitCaller(deps: GateDeps, endpoint: Endpoint, request: FastifyR
     case 'delete-snapshot': requireScope(principal, name!, ['delete']); break
     case 'server-admin-of-repository': requireAdministrator(principal, ALL_REPOSITORIES); break
     case 'repository-admin': requireAdministrator(principal, name!); break
+    case 'replicate':
+    case 'peer-session': requirePeer(principal, name!); break
     default: assertNever(endpoint.access)
   }
   passage.repository = deps.host.get(name!)
-  if (endpoint.access === 'session' || endpoint.access === 'push-session')
+  if (endpoint.access === 'session' || endpoint.access === 'push-session' || endpoint.access === 'peer-session')
     passage.session = await requireOwnSession(passage.repository, parseSessionId(session!), principal, endpoint.access)
   if (endpoint.access === 'commit-session') {
     const found = await ownOrCommitted(passage.repository, parseSessionId(session!), principal)
@@ -108,7 +110,7 @@ async function ownOrCommitted(repository: Repository, sessionId: SessionId, prin
 }
 
 async function requireOwnSession(repository: Repository, sessionId: SessionId, principal: Principal,
-  access: 'session' | 'push-session'): Promise<SessionRow> {
+  access: 'session' | 'push-session' | 'peer-session'): Promise<SessionRow> {
   const session = await repository.requireSession(sessionId)
   if (session.tokenId !== principal.tokenId) throw new RoostError('AUTH_FORBIDDEN', 'The session belongs to another token.')
   if (access === 'push-session' && session.kind !== 'push') throw new RoostError('AUTH_FORBIDDEN', 'This session only reads.')

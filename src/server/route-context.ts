@@ -6,6 +6,7 @@ import type { RepositoryHost } from '../repo/repository-host-contract.js'
 import type { BodyIntake } from './body-intake.js'
 import { ENDPOINTS, type Endpoint, type EndpointName } from './endpoints.js'
 import type { JobRegistry } from './jobs/job-registry.js'
+import type { Replicator } from './replications/replicator.js'
 import type { Scheduler } from './jobs/scheduler.js'
 import type { TokenStore } from './token-store.js'
 
@@ -19,6 +20,7 @@ export interface RouteDeps {
   readonly isDraining: () => boolean
   readonly jobs: JobRegistry
   readonly scheduler: Scheduler
+  readonly replicator: Replicator
 }
 export type Routes = (app: FastifyInstance, deps: RouteDeps) => void
 

@@ -22,12 +22,16 @@ import { readJobFile, type JobDefinition } from './jobs/job-file.js'
 import { JobRegistry } from './jobs/job-registry.js'
 import { Scheduler } from './jobs/scheduler.js'
 import { createLogger, type Logger, type LoggerOptions } from './logger.js'
+import { ReplicationStore } from './replications/replication-store.js'
+import { Replicator } from './replications/replicator.js'
 import { RequestLifetimes } from './request-lifetimes.js'
 import { TokenStore } from './token-store.js'
 
 const TOKENS_FILE = 'tokens.json'
 const ADMIN_TOKEN_FILE = 'admin-token'
 const JOBS_DIRECTORY = 'jobs'
+const REPLICATION_DIRECTORY = 'replication'
+const REPLICATIONS_FILE = 'replications.json'
 /** Requests that the deadline cut get this long to be told so. */
 const PARTING_MS = 1_000
 /** Runs of maintenance get this long to come to a wait; then their repositories close all the same, which ends them. */
@@ -107,12 +111,16 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
     commitWaitMs: config.commitWaitMs,
     report: (repository, event) => { logRepositoryEvent(log, repository, event) },
   })
-  const jobs = opened.jobs = new JobRegistry({ directory: join(config.dataDirectory, JOBS_DIRECTORY), clock, random, log })
+  const replicator = await Replicator.open({ directory: join(config.dataDirectory, REPLICATION_DIRECTORY), clock, random,
+    store: await ReplicationStore.open(join(config.dataDirectory, REPLICATION_DIRECTORY, REPLICATIONS_FILE)) })
+  await replicator.removeLeftovers()
+  const jobs = opened.jobs = new JobRegistry({ directory: join(config.dataDirectory, JOBS_DIRECTORY), clock, random, log,
+    services: { replicate: (repository, options, signal) => replicator.run(repository, options, signal) } })
   const scheduler = new Scheduler({ definitions: context.jobs, host, registry: jobs, clock, random, log })
   const lifetimes = new RequestLifetimes()
   let draining = false
   const app = opened.app = buildApp({
-    host, tokens, clock, random, log, lifetimes, jobs, scheduler, isDraining: () => draining,
+    host, tokens, clock, random, log, lifetimes, jobs, scheduler, replicator, isDraining: () => draining,
     admission: new Admission(clock, { bytesMax: config.admissionBytes }),
     ...(context.tls === undefined ? {} : { tls: context.tls }),
   })
@@ -217,6 +225,7 @@ function logRepositoryEvent(log: Logger, repository: string, event: RepositoryEv
   if (event.type === 'recovered') log.info({ repository, ...event }, 'repository recovered')
   else if (event.type === 'target') logTarget(log, repository, event)
   else if (event.type === 'deletion-refused') log.warn({ repository, type: event.type, pack: event.pack, cause: describeCause(event.error) }, 'a target keeps a pack that nothing needs')
+  else if (event.type === 'conflict') log.error({ repository, type: event.type, cause: describeCause(event.error), ...event.error.details }, 'a snapshot differs from one of the same push')
   else log.error({ repository, type: event.type, cause: describeCause(event.error), ...('pack' in event ? { pack: event.pack } : {}) }, 'repository damaged')
 }
 function logTarget(log: Logger, repository: string, { target, health, error }: RepositoryEvent & { type: 'target' }): void {

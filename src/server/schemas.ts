@@ -6,6 +6,7 @@
  */
 import { ERROR_CATALOGUE } from '../core/errors.js'
 import { KiB, LIMITS } from '../core/limits.js'
+import { REPLICATION_DIRECTIONS } from '../core/peer-messages.js'
 import { JOB_KINDS, JOB_STATES, RETENTION_COUNTS, RETENTION_WITHIN, TARGET_MODES, TOKEN_SCOPES } from '../core/messages.js'
 
 export type JsonSchema = Readonly<Record<string, unknown>>
@@ -46,6 +47,8 @@ export const LIST_LIMITS = Object.freeze({
   descriptionPropertiesMax: 256,
   /** Lists of tags in a retention policy. */
   policyTagListsMax: 64,
+  /** Snapshots that a peer names as bases. */
+  basesMax: 16,
   /** Free-form JSON is encoded again by recursive code. */
   descriptionDepthMax: 64,
 })
@@ -101,6 +104,14 @@ const retentionPolicy = object({
 const policyOrNone: JsonSchema = { anyOf: [{ type: 'null' }, retentionPolicy] }
 const lockMs: JsonSchema = { type: 'integer', minimum: 0, maximum: LIMITS.retentionLockMsMax }
 
+const origin = { repositoryId: hex(32), verifyKey: hex(64) }
+const replicaRequest = object({ offer: hex(32), statement: { type: 'string', maxLength: 256 * KiB }, signature: { type: 'string', maxLength: 128 }, verifyKey: hex(64) })
+const selection = object({ sources: list(text(LIMITS.nameBytesMax), 256), tags: list(text(LIMITS.nameBytesMax), LIMITS.tagsMax),
+  maxAgeMs: { type: 'integer', minimum: 1, maximum: LIMITS.retentionLockMsMax },
+  newest: { type: 'integer', minimum: 1, maximum: 1_000_000 } }, ['sources', 'tags', 'maxAgeMs', 'newest'])
+const replicationSettings = { direction: choice(...REPLICATION_DIRECTIONS), peer: url, verifyKey: hex(64), selection, mirror: { type: 'boolean' }, bytesPerSecondMax: whole,
+  allowPlainHttp: { type: 'boolean' } }
+
 /** Bodies that clients send. */
 export const REQUEST_SCHEMAS = {
   openSession: {
@@ -122,8 +133,8 @@ export const REQUEST_SCHEMAS = {
   }, ['description']),
   createRepository: object({
     name: repositoryName, target: url, durability,
-    chunker: object(chunkerSizes, Object.keys(chunkerSizes)),
-  }, ['target', 'durability', 'chunker']),
+    chunker: object(chunkerSizes, Object.keys(chunkerSizes)), replica: replicaRequest,
+  }, ['target', 'durability', 'chunker', 'replica']),
   changeRepository: object({ writePolicy, durability, retentionLockMs: lockMs }, ['writePolicy', 'durability', 'retentionLockMs']),
   setPolicy: object({ source: sourceName, policy: policyOrNone }, ['source']),
   lockSnapshot: object({ forMs: { ...lockMs, minimum: 1 }, untilMs: whole }, ['forMs', 'untilMs']),
@@ -146,6 +157,17 @@ export const REQUEST_SCHEMAS = {
       object({ kind: { const: 'recovery' }, label: text(LIMITS.nameBytesMax), publicKey: { type: 'string', minLength: 1, maxLength: 256 } }),
     ],
   },
+  family: object({ publicKey: hex(64) }),
+  peerSession: {
+    type: 'object', required: ['kind'],
+    oneOf: [
+      object({ kind: { const: 'send' }, snapshot: hex(64), challenge: hex(64) }),
+      object({ kind: { const: 'receive' }, source: sourceName, bases: list(hex(64), LIST_LIMITS.basesMax), challenge: hex(64) }),
+    ],
+  },
+  receive: object({ id: hex(64), record: { type: 'string', maxLength: LIMITS.snapshotBytesMax * 2 }, signature: { type: 'string', maxLength: 128 }, signer: hex(64) }, ['signer']),
+  origin: object(origin),
+  replication: object({ ...replicationSettings, token: secret, ca: { type: 'string', maxLength: 256 * KiB } }, ['token', 'ca']),
   gc: object({
     dryRun: { type: 'boolean' }, repackBelow: { type: 'number', minimum: 0, maximum: 1 }, bytesPerSecondMax: { type: 'integer', minimum: 1, maximum: Number.MAX_SAFE_INTEGER },
     acceptDamage: { type: 'boolean' },
@@ -163,11 +185,14 @@ export const QUERY_SCHEMAS = {
     limit: { type: 'string', pattern: '^[1-9][0-9]{0,3}$' },
     source: sourceName, tag: text(LIMITS.nameBytesMax),
   }, ['after', 'limit', 'source', 'tag']),
+  outlines: object({ after: { type: 'string', minLength: 1, maxLength: 256 } }, ['after']),
+  replications: object({ refresh: choice('1') }, ['refresh']),
 } as const satisfies Record<string, JsonSchema>
 
 const PARAMETER_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   repository: repositoryName, session: hex(32), snapshot: hex(64), token: hex(16),
   target: targetName, job: { type: 'string', pattern: `^${REPOSITORY_NAME}$` },
+  replication: targetName,
   slot: { type: 'string', pattern: '^[A-Za-z0-9._-]{1,128}$' },
 }
 /** The schema of a path's parameters, or undefined when it has none. */
@@ -178,7 +203,7 @@ export function parametersOf(path: string): { readonly type: 'object'; readonly 
 }
 
 const signedSnapshot = object({ id: hex(64), record: { type: 'string', contentEncoding: 'base64' }, signature: { type: 'string' }, inSpool: { const: true },
-  protected: { const: true }, lockedUntilMs: count }, ['inSpool', 'protected', 'lockedUntilMs'])
+  protected: { const: true }, lockedUntilMs: count, signer: hex(64) }, ['inSpool', 'protected', 'lockedUntilMs', 'signer'])
 const chunker = object({ gearSeed: hex(64), ...chunkerSizes })
 const repositoryInfo = object({
   name: repositoryName, repositoryId: hex(32), mode: { const: 'server' }, createdAtMs: count,
@@ -228,6 +253,15 @@ export const REPLY_SCHEMAS = {
   jobs: object({ jobs: { type: 'array', items: job }, runs: { type: 'array', items: jobRun } }),
   retention: object({ lockMs: count, policy: policyOrNone, sources: { type: 'array', items: object({ source: { type: 'string' }, policy: retentionPolicy }) },
     protected: { type: 'array', items: hex(64) }, locks: { type: 'array', items: object({ snapshot: hex(64), untilMs: count }) } }),
+  family: object({ statement: { type: 'string', contentEncoding: 'base64' }, signature: { type: 'string' } }),
+  outlines: object({ snapshots: { type: 'array', items: object({ id: hex(64), source: { type: 'string' }, receivedAtMs: count, tags: { type: 'array', items: { type: 'string' } },
+    parent: { type: ['string', 'null'] }, bytes: count, signer: hex(64) }, ['signer']) }, next: { type: ['string', 'null'] } }),
+  peerSession: object({ ...origin, sessionId: hex(32), familyId: hex(32), proof: { type: 'string' }, limits: wireLimits, base: signedSnapshot, snapshot: signedSnapshot }, ['base', 'snapshot']),
+  receive: object({ snapshot: signedSnapshot, alreadyThere: { type: 'boolean' } }),
+  replicaOffer: object({ offer: hex(32), publicKey: hex(64), expiresInMs: whole }),
+  origins: { type: 'array', items: object({ ...origin, addedAtMs: count }) },
+  replications: { type: 'array', items: object({ ...replicationSettings, name: targetName, job: hex(16), brought: whole, progress: { type: 'object' }, lag: { type: 'object' },
+    lastSuccessAtMs: count, lastFailure: { type: 'object' } }, ['job', 'progress', 'lag', 'lastSuccessAtMs', 'lastFailure']) },
   keySlot,
   keySlotList: { type: 'array', items: keySlot },
   status: object({ status: { type: 'string' } }),

@@ -58,7 +58,7 @@ test('a token comes from the named file, and one that others can read is warned 
   assert.throws(() => new Settings({}, { HOME: '/nonexistent' }).token(), UsageError)
 })
 test('a verify key that is not one is refused before anything is sent', () => {
-  assert.throws(() => new Settings({ verifyKey: 'abc' }, { HOME: '/nonexistent' }).verifyKey(), UsageError)
+  assert.throws(() => new Settings({ verifyKey: 'abc' }, { HOME: '/nonexistent' }).verifyKeys(), UsageError)
 })
 test('one newline at the end of a secret\'s file is not part of the secret', (t) => {
   const path = join(directory(t), 'pass')

@@ -144,7 +144,7 @@ test('a refusal for good ends the backup at once, with its session closed', asyn
 
 test('a pinned verify key refuses a repository that signs with another', async (t) => {
   const { config } = fileTree(t)
-  await assert.rejects(runBackup(new MemoryRepository(), optionsFor(config, { verifyKey: '0'.repeat(64) }), {}, NO_ABORT),
+  await assert.rejects(runBackup(new MemoryRepository(), optionsFor(config, { verifyKeys: ['0'.repeat(64)] }), {}, NO_ABORT),
     (error) => hasClientCode(error, 'SNAPSHOT_KEY_MISMATCH'))
 })
 

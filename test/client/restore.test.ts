@@ -364,7 +364,7 @@ describe('restore of a damaged repository', () => {
   test('a snapshot that was changed, or signed by another key than the pinned one, is refused', async (t) => {
     const world = new World(t)
     const signed = await world.tree.snapshot([world.tree.file('f', 'x')])
-    await assert.rejects(world.restore(undefined, { verifyKey: '00'.repeat(32) }), { code: 'SNAPSHOT_KEY_MISMATCH' })
+    await assert.rejects(world.restore(undefined, { verifyKeys: ['00'.repeat(32)] }), { code: 'SNAPSHOT_KEY_MISMATCH' })
     const record = Buffer.from(signed.record, 'base64')
     record.write('evil', record.indexOf('host'))
     world.repository.snapshots[0] = { ...signed, record: record.toString('base64') }

@@ -25,13 +25,18 @@ const BODIES: Partial<Record<EndpointName, unknown>> = {
   setPolicy: { policy: { daily: 7, within: '1m', tags: [['a']], timeZone: 'Europe/Berlin' } },
   lockSnapshot: { forMs: 1000 },
   forget: { dryRun: true },
+  stateFamily: { publicKey: HEX64 },
+  openPeerSession: { kind: 'send', snapshot: HEX64, challenge: HEX64 },
+  receiveSnapshot: { id: HEX64, record: 'e30=', signature: 'c2ln' },
+  trustOrigin: { repositoryId: '0'.repeat(32), verifyKey: HEX64 },
+  setReplication: { direction: 'pull', peer: 'http://127.0.0.1:1/other', verifyKey: HEX64, selection: {}, mirror: false, bytesPerSecondMax: 0, allowPlainHttp: false, token: 't' },
 }
 
 interface Target { readonly repository?: string; readonly session?: string; readonly snapshot?: string }
 /** A well-formed request to an endpoint; answers its status and, of an error, the code. */
 async function call(server: ServerUnderTest, name: EndpointName, bearer: string | undefined, target: Target = {}) {
   const endpoint: Endpoint = ENDPOINTS[name]
-  const params = { repository: 'alpha', session: '0'.repeat(32), snapshot: HEX64, token: '0'.repeat(16), slot: 'slot-1', target: 'main', job: 'nightly', ...target }
+  const params = { repository: 'alpha', session: '0'.repeat(32), snapshot: HEX64, token: '0'.repeat(16), slot: 'slot-1', target: 'main', job: 'nightly', replication: 'away', ...target }
   const body = endpoint.octets === undefined ? BODIES[name] : Buffer.alloc(endpoint.octets.unitBytes, 1)
   const reply = await server.app.inject({
     method: endpoint.method, url: routePath(endpoint.path, params),
@@ -80,11 +85,12 @@ const OPENED: Record<TokenGrant['scopes'][number], readonly EndpointName[]> = {
   read: ['getRepository', 'listSnapshots'],
   delete: ['getRepository', 'forget'],
   admin: ['getRepository', 'getRetention', 'setPolicy', 'forget', 'unprotectSnapshot', 'lockSnapshot', 'changeRepository', 'listTargets', 'changeTarget', 'removeTarget', 'backfillTarget', 'drainTarget', 'stats', 'gc', 'check', 'rebuild', 'listKeySlots', 'addKeySlot', 'removeKeySlot', 'rotateKeyfile',
-    'listJobs', 'runJob'],
+    'listJobs', 'runJob', 'listOrigins', 'trustOrigin', 'listReplications'],
+  replicate: ['getRepository', 'stateFamily', 'outlineSnapshots', 'openPeerSession', 'receiveSnapshot'],
 }
 const BOUND_TO_THINGS: readonly EndpointName[] =
   ['closeSession', 'findMissing', 'putChunks', 'readChunks', 'commit', 'getSnapshot', 'deleteSnapshot', 'protectSnapshot', 'listRepositories',
-    'getJob', 'cancelJob', 'watchJob']
+    'getJob', 'cancelJob', 'watchJob', 'fetchGroups', 'holdChunks', 'inheritChildren', 'putGroups', 'removeReplication', 'runReplication']
 
 test('each scope opens its endpoints and no other', async (t) => {
   for (const [scope, opened] of Object.entries(OPENED)) {

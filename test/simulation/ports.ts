@@ -4,7 +4,10 @@ import type { Clock } from '../../src/core/clock.js'
 import type { ChunkIndex } from '../../src/index/chunk-index.js'
 import type { PackNumber, RepositoryId } from '../../src/core/ids.js'
 import type { Random } from '../../src/core/random.js'
-import { openBlock, packSecret } from '../../src/repo/pack-format.js'
+import { openBlock, packSecret, regroupBlock, type BlockPart } from '../../src/repo/pack-format.js'
+import { asBuffer } from '../../src/core/bytes.js'
+import { parseGroups, unfoldGroups } from '../../src/core/chunk-groups.js'
+import { zstdEncoder } from '../../src/core/zstd.js'
 import { Sealer, type SealSecrets, type StoreJob, type StoreResult } from '../../src/repo/seal-job.js'
 import type { SealListener, SealPool } from '../../src/repo/seal-pool.js'
 import type { FileEffects } from '../../src/store/file-effects.js'
@@ -97,6 +100,12 @@ export class SimulatedSealPool implements SealPool {
   }
   decode(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer): Promise<Buffer> {
     return this.scheduler.call(this.life, 'pool', 'decode', () => openBlock(packSecret(packKey, header), offset, sealed))
+  }
+  regroup(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer, parts: readonly BlockPart[], zstdLevel: number): Promise<Buffer> {
+    return this.scheduler.call(this.life, 'pool', 'regroup', () => regroupBlock(packSecret(packKey, header), offset, sealed, parts, zstdEncoder(zstdLevel)))
+  }
+  unfold(body: Uint8Array): Promise<{ buffer: SharedArrayBuffer; bytes: number }> {
+    return this.scheduler.call(this.life, 'pool', 'unfold', () => unfoldGroups(parseGroups(asBuffer(body))))
   }
   forget(): void { /* nothing is kept */ }
   async close(): Promise<void> { /* no threads */ }

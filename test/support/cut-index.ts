@@ -5,7 +5,7 @@ import { openMemoryIndex } from '../../src/index/memory-index.js'
 import type { ChunkIndex } from '../../src/index/chunk-index.js'
 import { SimulatedCrash, type CutEffects } from './cut-effects.js'
 
-const WRITES = new Set<keyof ChunkIndex>(['reservePackNumbers', 'addPack', 'placePack', 'openSession', 'closeSession', 'pinPresent', 'pinEntries',
+const WRITES = new Set<keyof ChunkIndex>(['reservePackNumbers', 'addPack', 'placePack', 'openSession', 'closeSession', 'pinPresent', 'pinIds', 'pinEntries',
   'inheritRefs', 'commitSnapshot', 'deleteSnapshot', 'setComplete', 'beginCollection', 'endCollection', 'condemnPack', 'movePack', 'settleDoomed'])
 
 export interface CutIndex {

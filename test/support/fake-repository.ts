@@ -7,13 +7,17 @@ import type {
   AddKeySlotRequest, AddTargetRequest, AttachRepositoryRequest, ChangeRepositoryRequest, ChangeTargetRequest, ChunkerParameters, CheckOptions, CollectOptions,
   CommitReply, CommitRequest, CreateRepositoryRequest, ForgetRequest, KeySlotInfo, LockSnapshotRequest, MaintenanceEvent, OpenSessionReply,
   OpenSessionRequest, RepositoryInfo, RepositoryStats, RetentionInfo, SetPolicyRequest, SignedSnapshot, SnapshotPage,
-  TargetInfo, TargetsReply,
+  TargetInfo, TargetsReply, WireLimits,
 } from '../../src/core/messages.js'
 import type { SessionRow } from '../../src/index/chunk-index.js'
+import type { ReplicaOffer } from '../../src/core/peer-messages.js'
+import type { PeerRepository } from '../../src/repo/replica/peer-repository.js'
 import type { RepositoryHost } from '../../src/repo/repository-host-contract.js'
 import type { FrameBody, Repository, SnapshotQuery } from '../../src/repo/repository.js'
 
 const CHUNKER: ChunkerParameters = { gearSeed: '00'.repeat(32), minBytes: 1024, averageBytes: 4096, maxBytes: 16_384, imageChunkBytes: 65_536 }
+const WIRE_LIMITS: WireLimits = { chunkBytesMax: LIMITS.chunkBytesMax, nodeBytesMax: LIMITS.nodeBytesMax, bodyBytesMax: LIMITS.bodyBytesMax,
+  bodyFramesMax: LIMITS.bodyFramesMax, missingIdsMax: LIMITS.missingIdsMax, readIdsMax: LIMITS.readIdsMax, sessionBodiesInFlightMax: LIMITS.sessionBodiesInFlightMax }
 const KEY_SLOT: KeySlotInfo = { slotId: 'slot-1', kind: 'keyfile', label: 'server', createdAtMs: 1 }
 
 export class FakeRepository implements Repository {
@@ -27,6 +31,24 @@ export class FakeRepository implements Repository {
   /** What `readChunks` yields. */
   readItems: (signal: AbortSignal) => AsyncIterable<Buffer> = async function* () { yield Buffer.from('frame') }
   events: (signal: AbortSignal) => AsyncIterable<MaintenanceEvent> = async function* () { yield { type: 'done', problems: 0, counts: {} } }
+  /** Of another server's family: answers as little as it can. */
+  readonly peer: PeerRepository = {
+    stateFamily: async (publicKey) => { this.#note('stateFamily', publicKey); return { statement: 'e30=', signature: 'c2ln' } },
+    outline: async (after) => { this.#note('outline', after); return { snapshots: [], next: null } },
+    listOrigins: async () => { this.#note('listOrigins'); return [] },
+    trustOrigin: async (origin) => { this.#note('trustOrigin', origin) },
+    openSession: async (request, { tokenId }) => {
+      this.#note('openPeerSession', request)
+      const sessionId = this.addSession({ tokenId, mode: 'replicate', kind: request.kind === 'send' ? 'read' : 'push' })
+      return { sessionId, repositoryId: '11'.repeat(16), verifyKey: '22'.repeat(32), familyId: '33'.repeat(16), proof: 'c2ln', limits: WIRE_LIMITS }
+    },
+    fetch: async function* () { /* nothing */ },
+    hold: async (_session, ids) => { this.#note('hold'); return Buffer.alloc((ids.byteLength / 32 + 7) >> 3) },
+    inherit: async () => { this.#note('inherit') },
+    putGroups: async () => { this.#note('putGroups'); return Buffer.alloc(1) },
+    receive: async (_session, snapshot) => { this.#note('receive', snapshot); return { snapshot, alreadyThere: false } },
+    readNodes: async function* () { /* nothing */ },
+  }
   constructor(readonly name: string) {}
 
   failNext(method: string, error: Error): void { this.#failures.set(method, error) }
@@ -67,9 +89,7 @@ export class FakeRepository implements Repository {
     const sessionId = this.addSession({ tokenId: caller.tokenId, kind: request.kind })
     return {
       sessionId, repositoryId: '11'.repeat(16), dedupKey: '33'.repeat(32), verifyKey: '22'.repeat(32), chunker: CHUNKER,
-      limits: { chunkBytesMax: LIMITS.chunkBytesMax, nodeBytesMax: LIMITS.nodeBytesMax, bodyBytesMax: LIMITS.bodyBytesMax,
-        bodyFramesMax: LIMITS.bodyFramesMax, missingIdsMax: LIMITS.missingIdsMax, readIdsMax: LIMITS.readIdsMax,
-        sessionBodiesInFlightMax: LIMITS.sessionBodiesInFlightMax },
+      limits: WIRE_LIMITS,
       wireCodecs: ['raw', 'zstd'], idleMs: LIMITS.sessionIdleMs,
     }
   }
@@ -168,5 +188,6 @@ export class FakeHost implements RepositoryHost {
     this.attached.push(request)
     return this.create({ name: request.name })
   }
+  offerReplica(): ReplicaOffer { return { offer: '44'.repeat(16), publicKey: '55'.repeat(32), expiresInMs: 1000 } }
   async close(): Promise<void> { this.isClosed = true }
 }

@@ -1,7 +1,10 @@
 /** The sealing of production without threads, so that crash tests own every effect and its order. */
 import type { Random } from '../../src/core/random.js'
 import type { PackNumber, RepositoryId } from '../../src/core/ids.js'
-import { openBlock, packSecret } from '../../src/repo/pack-format.js'
+import { asBuffer } from '../../src/core/bytes.js'
+import { parseGroups, unfoldGroups } from '../../src/core/chunk-groups.js'
+import { zstdEncoder } from '../../src/core/zstd.js'
+import { openBlock, packSecret, regroupBlock, type BlockPart } from '../../src/repo/pack-format.js'
 import { Sealer, type SealSecrets, type StoreJob, type StoreResult } from '../../src/repo/seal-job.js'
 import type { SealListener, SealPool } from '../../src/repo/seal-pool.js'
 import type { FileEffects } from '../../src/store/file-effects.js'
@@ -23,6 +26,14 @@ export class InlineSealPool implements SealPool {
   async decode(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer): Promise<Buffer> {
     await Promise.resolve()
     return openBlock(packSecret(packKey, header), offset, sealed)
+  }
+  async regroup(packKey: Buffer, header: Buffer, offset: number, sealed: Buffer, parts: readonly BlockPart[], zstdLevel: number): Promise<Buffer> {
+    await Promise.resolve()
+    return regroupBlock(packSecret(packKey, header), offset, sealed, parts, zstdEncoder(zstdLevel))
+  }
+  async unfold(body: Uint8Array): Promise<{ buffer: SharedArrayBuffer; bytes: number }> {
+    await Promise.resolve()
+    return unfoldGroups(parseGroups(asBuffer(body)))
   }
   forget(repository: RepositoryId): void { this.#sealers.delete(repository) }
   async close(): Promise<void> { await Promise.resolve() }

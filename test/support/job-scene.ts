@@ -9,7 +9,7 @@ import { JobRegistry } from '../../src/server/jobs/job-registry.js'
 import { Scheduler } from '../../src/server/jobs/scheduler.js'
 import { FakeHost, FakeRepository } from './fake-repository.js'
 import { JumpingClock } from './jumping-clock.js'
-import { temporaryDirectory } from './server-under-test.js'
+import { temporaryDirectory, NO_SERVICES } from './server-under-test.js'
 
 export interface JobScene {
   readonly clock: JumpingClock
@@ -37,7 +37,7 @@ export async function jobScene(t: TestContext, options: SceneOptions, kept?: { c
   const random: Random = { bytes: systemRandom.bytes, fraction: () => options.fraction ?? 0 }
   const logLines: string[] = [], starts: number[] = []
   const log = createLogger({ level: 'trace', destination: { write: (line) => { logLines.push(line) } } })
-  const registry = new JobRegistry({ directory, clock, random, log })
+  const registry = new JobRegistry({ directory, clock, random, log, services: NO_SERVICES })
   const definitions = parseJobFile(options.jobs, 'jobs.yaml', clock.now())
   for (const repository of host.repositories.values()) noteStarts(repository, clock, starts)
   const scheduler = new Scheduler({ definitions, host, registry, clock, random, log })

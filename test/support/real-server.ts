@@ -19,6 +19,8 @@ import { buildApp } from '../../src/server/app.js'
 import { createLogger } from '../../src/server/logger.js'
 import { JobRegistry } from '../../src/server/jobs/job-registry.js'
 import { Scheduler } from '../../src/server/jobs/scheduler.js'
+import { ReplicationStore } from '../../src/server/replications/replication-store.js'
+import { Replicator } from '../../src/server/replications/replicator.js'
 import { RequestLifetimes } from '../../src/server/request-lifetimes.js'
 import { TokenStore } from '../../src/server/token-store.js'
 import { HttpRepositoryClient } from '../../client/http-repository-client.js'
@@ -58,9 +60,11 @@ export async function realServer(t: TestContext, options: RealServerOptions = {}
   const admission = new Admission(clock, { bytesMax: LIMITS.admissionBytesDefault, ...options.admission })
   const lifetimes = new RequestLifetimes()
   const log = createLogger({ level: 'debug', destination: { write: (line) => { logLines.push(line) } } })
-  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log })
+  const replicator = await Replicator.open({ directory: join(directory, 'replication'), clock, random: systemRandom,
+    store: await ReplicationStore.open(join(directory, 'replication', 'replications.json')) })
+  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log, services: { replicate: (repository, jobOptions, signal) => replicator.run(repository, jobOptions, signal) } })
   const scheduler = new Scheduler({ definitions: [], host, registry: jobs, clock, random: systemRandom, log })
-  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, isDraining: () => false })
+  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, replicator, isDraining: () => false })
   const port = await listen(app)
   const clients: HttpRepositoryClient[] = []
   t.after(async () => {

@@ -14,9 +14,15 @@ import { createLogger } from '../../src/server/logger.js'
 import type { JobDefinition } from '../../src/server/jobs/job-file.js'
 import { JobRegistry } from '../../src/server/jobs/job-registry.js'
 import { Scheduler } from '../../src/server/jobs/scheduler.js'
+import type { JobServices } from '../../src/server/jobs/job-kinds.js'
+import { ReplicationStore } from '../../src/server/replications/replication-store.js'
+import { Replicator } from '../../src/server/replications/replicator.js'
 import { RequestLifetimes } from '../../src/server/request-lifetimes.js'
 import { TokenStore } from '../../src/server/token-store.js'
 import { FakeHost } from './fake-repository.js'
+
+/** For registries of tests that replicate nothing. */
+export const NO_SERVICES: JobServices = { replicate: async function* () { yield { type: 'done', problems: 0, counts: {} } } }
 
 export async function temporaryDirectory(t: TestContext): Promise<string> {
   const path = await mkdtemp(join(tmpdir(), 'roost-test-'))
@@ -48,9 +54,11 @@ export async function serverUnderTest(t: TestContext, options: ServerOptions = {
   const admission = new Admission(clock, { bytesMax: 72 * 1024 * 1024, ...options.admission })
   const lifetimes = new RequestLifetimes(), drain = { active: false }, logLines: string[] = []
   const log = createLogger({ level: 'trace', destination: { write: (line) => { logLines.push(line) } } })
-  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log })
+  const replicator = await Replicator.open({ directory: join(directory, 'replication'), clock, random: systemRandom,
+    store: await ReplicationStore.open(join(directory, 'replication', 'replications.json')) })
+  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log, services: { replicate: (repository, options, signal) => replicator.run(repository, options, signal) } })
   const scheduler = new Scheduler({ definitions: options.definitions ?? [], host, registry: jobs, clock, random: systemRandom, log })
-  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, isDraining: () => drain.active })
+  const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, replicator, isDraining: () => drain.active })
   t.after(async () => {
     const closing = app.close()
     app.server.closeAllConnections()

@@ -59,11 +59,11 @@ export function registerBackup(registry: Registry): void {
     const given = context.settings.value('source', flags.source)
     const uploadBytesPerSecond = flags.limitUpload ?? rateSetting(context)
     const { client } = context.repository({ isLong: true, ...(uploadBytesPerSecond === undefined ? {} : { uploadBytesPerSecond }) })
-    const verifyKey = context.settings.verifyKey()
+    const verifyKeys = context.settings.verifyKeys()
     const options = {
       host, user: userName(), wire: wireMode(context, flags), paths: shownPaths(flags, paths), tags: flags.tag ?? [], clock: context.clock,
       ...(uploadBytesPerSecond === undefined ? {} : { limitBytesPerSecond: uploadBytesPerSecond }),
-      ...(verifyKey === undefined ? {} : { verifyKey }),
+      ...(verifyKeys === undefined ? {} : { verifyKeys }),
     }
     const source = given ?? (flags.vm === undefined ? defaultSource(host, flags, paths) : `${host}:vm:${flags.vm}`)
     return await withHooks(context, flags, source, async (pointTaken) => {

@@ -67,12 +67,12 @@ function registerFind(registry: Registry): void {
   ["roost find '*.conf' --snapshot latest", "roost find '/home/**/id_*'", "roost find --larger 1G --newer 2025-01-01 --source web1:/"]),
   async (context, flags, [pattern]) => {
     if (flags.snapshot !== undefined) requireSnapshotName(flags.snapshot)
-    const verifyKey = context.settings.verifyKey()
+    const verifyKeys = context.settings.verifyKeys()
     const { client } = context.repository()
     const found = findEntries(client, {
       ...(flags.snapshot === undefined ? {} : { snapshot: flags.snapshot }),
       ...(flags.source === undefined ? {} : { source: flags.source }),
-      ...(verifyKey === undefined ? {} : { verifyKey }), ...(pattern === undefined ? {} : { glob: argumentBytes(pattern) }),
+      ...(verifyKeys === undefined ? {} : { verifyKeys }), ...(pattern === undefined ? {} : { glob: argumentBytes(pattern) }),
       ...(flags.regex === undefined ? {} : { regex: regularExpression(flags.regex) }),
       ...(flags.type === undefined ? {} : { types: flags.type.map(typeOf) }),
       ...(flags.larger === undefined ? {} : { bytesMin: flags.larger }),

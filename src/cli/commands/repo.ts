@@ -1,5 +1,7 @@
 /** roost repo …: the repositories of a server. */
 import type { ChangeRepositoryRequest, Durability, RepositoryInfo } from '../../core/messages.js'
+import type { ReplicaRequest } from '../../core/peer-messages.js'
+import type { ServerClient } from '../../../client/repository-client.js'
 import { choiceOption, does, sizeOption, spanOption, withExamples, type Registry } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { formatBytes, formatDays, formatTable, formatTime } from '../format.js'
@@ -8,6 +10,7 @@ import { readSecretFile } from '../settings.js'
 
 interface CreateFlags {
   readonly target?: string; readonly durability?: Durability; readonly minChunk?: number; readonly averageChunk?: number; readonly maxChunk?: number; readonly imageChunk?: number
+  readonly replicaOf?: string; readonly originTokenFile?: string; readonly originCaFile?: string; readonly originVerifyKey?: string
 }
 interface SettingsFlags { readonly writePolicy?: string; readonly durability?: Durability; readonly retentionLock?: number }
 interface AttachFlags { readonly target: string; readonly passphraseFile?: string; readonly recoveryKeyFile?: string }
@@ -22,16 +25,23 @@ export function registerRepo(registry: Registry): void {
     .option('--min-chunk <size>', 'smallest content-defined chunk', sizeOption)
     .option('--average-chunk <size>', 'average content-defined chunk', sizeOption)
     .option('--max-chunk <size>', 'largest content-defined chunk', sizeOption)
-    .option('--image-chunk <size>', 'chunk of disk images', sizeOption),
-  ['roost repo create main', 'roost repo create cold --target file:/mnt/archive/cold', 'roost repo create main --target swift:backups/main?cloud=mycloud']), async (context, flags, [name]) => {
+    .option('--image-chunk <size>', 'chunk of disk images', sizeOption)
+    .option('--replica-of <url>', 'make it a replica of another server\'s repository: http(s)://host:port/NAME (docs/replication.md)')
+    .option('--origin-token-file <file>', 'a token of that repository with the scope replicate')
+    .option('--origin-ca-file <file>', 'PEM of the authority that signed that server\'s certificate')
+    .option('--origin-verify-key <hex>', 'that repository\'s verify key, as `roost repo show` says it there'),
+  ['roost repo create main', 'roost repo create cold --target file:/mnt/archive/cold', 'roost repo create main --target swift:backups/main?cloud=mycloud',
+    'roost repo create main --replica-of https://backup.north/main --origin-token-file north.token --origin-verify-key 3f2a…']), async (context, flags, [name]) => {
     const chunker = {
       ...(flags.minChunk === undefined ? {} : { minBytes: flags.minChunk }),
       ...(flags.averageChunk === undefined ? {} : { averageBytes: flags.averageChunk }),
       ...(flags.maxChunk === undefined ? {} : { maxBytes: flags.maxChunk }),
       ...(flags.imageChunk === undefined ? {} : { imageChunkBytes: flags.imageChunk }),
     }
-    const info = await context.server().createRepository({
-      name: name!, ...(flags.target === undefined ? {} : { target: flags.target }),
+    const server = context.server()
+    const replica = flags.replicaOf === undefined ? undefined : await answerOfOrigin(context, server, flags.replicaOf, flags, Object.keys(chunker).length > 0)
+    const info = await server.createRepository({
+      name: name!, ...(replica === undefined ? {} : { replica }), ...(flags.target === undefined ? {} : { target: flags.target }),
       ...(flags.durability === undefined ? {} : { durability: flags.durability }), ...(Object.keys(chunker).length === 0 ? {} : { chunker }),
     }, { signal: context.signal })
     showRepository(context, info)
@@ -76,6 +86,21 @@ export function registerRepo(registry: Registry): void {
     showRepository(context, info)
     if (info.state === 'rebuild-needed') context.output.note('\nNow make its index: roost rebuild')
   })
+}
+
+/** The keys of a family go from server to server sealed; what passes here is of no use to anybody else. */
+async function answerOfOrigin(context: CommandContext, server: ServerClient, url: string, flags: CreateFlags, cutsItsOwnWay: boolean): Promise<ReplicaRequest> {
+  if (flags.originTokenFile === undefined) throw new UsageError('--replica-of needs --origin-token-file: a token with the scope replicate.')
+  if (cutsItsOwnWay) throw new UsageError('A replica cuts as its origin does: leave the chunk sizes out.')
+  const pinned = flags.originVerifyKey
+  if (pinned !== undefined && !/^[0-9a-f]{64}$/.test(pinned)) throw new UsageError('--origin-verify-key is 64 lowercase hex digits.')
+  const call = { signal: context.signal }
+  const origin = context.other(url, flags.originTokenFile, flags.originCaFile)
+  const { offer, publicKey } = await server.offerReplica(call)
+  const { statement, signature } = await origin.stateFamily(publicKey, call)
+  const verifyKey = pinned ?? (await origin.info(call)).verifyKey
+  if (pinned === undefined) context.output.warn(`The origin's verify key is ${verifyKey}. Compare it with what \`roost repo show\` says there; --origin-verify-key would have.`)
+  return { offer, statement, signature, verifyKey }
 }
 
 function showRepository(context: CommandContext, info: RepositoryInfo): void {

@@ -82,8 +82,8 @@ export function registerRestore(registry: Registry): void {
 
 export function snapshotChoice(context: CommandContext, snapshot: string, source: string | undefined): SnapshotChoice {
   requireSnapshotName(snapshot)
-  const verifyKey = context.settings.verifyKey()
-  return { snapshot, ...(source === undefined ? {} : { source }), ...(verifyKey === undefined ? {} : { verifyKey }) }
+  const verifyKeys = context.settings.verifyKeys()
+  return { snapshot, ...(source === undefined ? {} : { source }), ...(verifyKeys === undefined ? {} : { verifyKeys }) }
 }
 function destinationOf(flags: RestoreFlags): RestoreDestination {
   const given = [flags.target, flags.toFile, flags.toDevice].filter((path) => path !== undefined)

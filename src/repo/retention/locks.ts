@@ -5,7 +5,7 @@ import type { SnapshotRow } from '../../index/chunk-index.js'
 import type { RetentionSettings, SnapshotLock } from './settings-format.js'
 import type { WitnessedTime } from './witnessed-time.js'
 
-type Dated = Pick<SnapshotRow, 'snapshotId' | 'receivedAtMs'>
+type Dated = Pick<SnapshotRow, 'snapshotId' | 'receivedAtMs' | 'arrivedAtMs'>
 
 /** The settings of one moment, ready for many snapshots. */
 export class Holds {
@@ -21,8 +21,9 @@ export class Holds {
 
   isProtected(id: string): boolean { return this.#protected.has(id) }
   /** When the lock ends, if the server runs until then; undefined when none holds. */
-  lockedUntilMs({ snapshotId, receivedAtMs }: Dated): number | undefined {
-    const leftMs = Math.max(this.#lockMs === 0 ? 0 : this.#leftMs(receivedAtMs, this.#lockMs), this.ownLockLeftMs(snapshotId))
+  lockedUntilMs({ snapshotId, receivedAtMs, arrivedAtMs }: Dated): number | undefined {
+    // Of a replicated one: by this server's clock, when it came. Another's clock must not shorten a lock here.
+    const leftMs = Math.max(this.#lockMs === 0 ? 0 : this.#leftMs(arrivedAtMs ?? receivedAtMs, this.#lockMs), this.ownLockLeftMs(snapshotId))
     return leftMs > 0 ? this.nowMs + leftMs : undefined
   }
   /** Of the snapshot's own lock, the repository's aside. */

@@ -7,7 +7,7 @@ import type { ChunkIndex } from '../../index/chunk-index.js'
 import { bytesBody } from '../../store/bytes-body.js'
 import type { ObjectKey, ObjectStore } from '../../store/object-store.js'
 import { everySnapshot } from '../every-snapshot.js'
-import { HEADER_KEY, KEY_SLOT_PREFIX, slotIdOfKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, TOMBSTONE_PREFIX, tombstoneIdOfKey } from '../layout.js'
+import { HEADER_KEY, KEY_SLOT_PREFIX, ORIGIN_PREFIX, originOfKey, slotIdOfKey, SNAPSHOT_PREFIX, snapshotIdOfKey, snapshotKey, TOMBSTONE_PREFIX, tombstoneIdOfKey } from '../layout.js'
 import { readRepositoryHeader } from '../repository-header.js'
 import type { Lineage } from '../lineage.js'
 import type { Retention } from '../retention/retention.js'
@@ -38,6 +38,7 @@ export async function syncMetadata(parts: MetadataParts, target: Target, signal:
   try {
     let written = await syncHeader(parts, target, signal)
     written += await copySmall(parts, target, KEY_SLOT_PREFIX, (key) => slotIdOfKey(key) !== undefined, signal)
+    written += await copySmall(parts, target, ORIGIN_PREFIX, (key) => originOfKey(key) !== undefined, signal)
     written += await copySmall(parts, target, TOMBSTONE_PREFIX, (key) => tombstoneIdOfKey(key) !== undefined, signal)
     written += await parts.retention.syncTo(target, signal)
     written += await parts.lineage.syncTo(target, signal)

@@ -10,10 +10,12 @@ const bytes: OptionRule = (value) => typeof value === 'number' && Number.isSafeI
 const percent: OptionRule = (value) => typeof value === 'number' && value >= 0 && value <= 100 ? undefined : 'a number from 0 to 100'
 const name: OptionRule = (value) => typeof value === 'string' && value !== '' ? undefined : 'a name'
 
+/** What runs need besides their repository. */
+export interface JobServices { replicate(repository: Repository, options: JobOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> }
 export interface JobKindTraits {
   /** What the configuration may set; requests have schemas of their own. */
   readonly options: Readonly<Record<string, OptionRule>>
-  run(repository: Repository, options: JobOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+  run(repository: Repository, options: JobOptions, signal: AbortSignal, services: JobServices): AsyncIterable<MaintenanceEvent>
   /** Kinds that must not run on the same repository meanwhile, besides its own. Said on one side, meant on both. */
   readonly excludes: readonly JobKind[]
   /** Runs with different values of it are apart. */
@@ -54,6 +56,10 @@ export const JOB_KIND_TRAITS: Readonly<Record<JobKind, JobKindTraits>> = {
   drain: {
     options: { target: name }, excludes: [], apartBy: 'target', endsWithAsker: () => false, goesOnByItself: true, schedulable: false,
     run: (repository, { target }, signal) => repository.drainTarget(target as string, signal),
+  },
+  replicate: {
+    options: { replication: name }, excludes: ['rebuild'], apartBy: 'replication', endsWithAsker: () => false, goesOnByItself: false, schedulable: true,
+    run: (repository, options, signal, services) => services.replicate(repository, options, signal),
   },
 }
 

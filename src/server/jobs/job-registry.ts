@@ -9,7 +9,7 @@ import type { JobKind, JobOptions, JobRunInfo, MaintenanceEvent } from '../../co
 import type { Random } from '../../core/random.js'
 import type { Repository } from '../../repo/repository.js'
 import type { Logger } from '../logger.js'
-import { JOB_KIND_TRAITS, excludeEachOther } from './job-kinds.js'
+import { JOB_KIND_TRAITS, excludeEachOther, type JobServices } from './job-kinds.js'
 import { JobLog } from './job-log.js'
 import { JobRun } from './job-run.js'
 
@@ -19,6 +19,7 @@ export interface JobRegistryDeps {
   readonly clock: Clock
   readonly random: Random
   readonly log: Logger
+  readonly services: JobServices
 }
 export interface JobRequest {
   readonly repository: Repository
@@ -66,7 +67,7 @@ export class JobRegistry {
     const id = this.#deps.random.bytes(8).toString('hex')
     const isAttended = asker !== undefined && traits.endsWithAsker(options)
     const run = new JobRun({ id, repository: repository.name, kind, options, trigger, isAttended, ...(job === undefined ? {} : { job }) }, this.#deps.clock,
-      (signal) => traits.run(repository, options, signal))
+      (signal) => traits.run(repository, options, signal, this.#deps.services))
     this.#running.set(id, run)
     if (isAttended) endWith(run, asker)
     this.#deps.log.info({ repository: repository.name, job: id, kind, name: job, trigger }, 'job started')
