@@ -79,7 +79,9 @@ async function finish(origin: string, auth: Readonly<Record<string, string>>, re
   const ca = rest.caFile === undefined ? undefined : await readFile(rest.caFile, 'utf8').catch((error: unknown) => {
     throw refused(`${origin}: the cacert file ${rest.caFile} cannot be read.`, error)
   })
-  return { origin, authType, authUrl, auth, verify: rest.verify, endpointOverrides: rest.endpointOverrides, ...(rest.region && { region: rest.region }), ...(rest.interface && { interface: rest.interface }),
+  const { verify, endpointOverrides } = rest
+  return { origin, authType, authUrl, auth, verify, endpointOverrides,
+    ...(rest.region && { region: rest.region }), ...(rest.interface && { interface: rest.interface }),
     ...(ca !== undefined && { ca }) }
 }
 function guessType(auth: Readonly<Record<string, string>>): CloudConfig['authType'] {
