@@ -64,7 +64,8 @@ export interface NovaDescription {
   readonly securityGroups: readonly string[]
   readonly metadata: Readonly<Record<string, string>>
   readonly tags: readonly string[]
-  readonly ports: readonly { readonly networkId: string; readonly networkName?: string; readonly mac: string
+  /** `networkId` is absent where only Nova's list of addresses could be read. */
+  readonly ports: readonly { readonly networkId?: string; readonly networkName?: string; readonly mac: string
     readonly fixedIps: readonly { readonly address: string; readonly subnetId?: string }[] }[]
   readonly volumes: readonly { readonly id: string; readonly device?: string; readonly deleteOnTermination?: boolean }[]
   readonly availabilityZone?: string

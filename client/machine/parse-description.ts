@@ -9,6 +9,8 @@ import {
 const TEXT_MAX = 4_096
 const LIST_MAX = 1_024
 const CPUS_MAX = 4_096
+/** Nova's bound: 65535 of base64. */
+const USER_DATA_CHARACTERS_MAX = 65_535
 const CONSISTENCIES = ['agent', 'crash', 'stopped'] as const
 const FIRMWARES = ['bios', 'uefi'] as const
 type Json = Readonly<Record<string, unknown>>
@@ -62,13 +64,17 @@ function parseDisk(value: unknown, where: string): DiskDescription {
 }
 function parseNova(value: unknown, where: string): NovaDescription {
   const nova = object(value, where)
-  const flavor = object(nova['flavor'], `${where}.flavor`)
-  for (const name of ['vcpus', 'ramMiB', 'diskGiB']) count(flavor[name], `${where}.flavor.${name}`)
   const strings = (values: unknown, at: string): string[] => list(values, at).map((one, i) => text(one, `${at}[${i}]`))
   const pairs = (values: unknown, at: string): Record<string, string> =>
     Object.fromEntries(Object.entries(object(values, at)).slice(0, LIST_MAX).map(([key, one]) => [key, text(one, `${at}.${key.slice(0, 64)}`)]))
   return {
-    ...nova as unknown as NovaDescription, serverId: text(nova['serverId'], `${where}.serverId`), server: object(nova['server'], `${where}.server`),
+    serverId: text(nova['serverId'], `${where}.serverId`), server: object(nova['server'], `${where}.server`),
+    ...optional('projectId', nova['projectId'], text), ...optional('keyName', nova['keyName'], text), ...optional('availabilityZone', nova['availabilityZone'], text),
+    ...optional('configDrive', nova['configDrive'], truth), ...optional('userData', nova['userData'], (data, at) => text(data, at, USER_DATA_CHARACTERS_MAX)),
+    flavor: parseFlavor(nova['flavor'], `${where}.flavor`, pairs), ...optional('image', nova['image'], (image, at) => {
+      const parts = object(image, at)
+      return { id: text(parts['id'], `${at}.id`), ...optional('name', parts['name'], text), properties: object(parts['properties'], `${at}.properties`) }
+    }),
     securityGroups: strings(nova['securityGroups'], `${where}.securityGroups`), metadata: pairs(nova['metadata'], `${where}.metadata`),
     tags: strings(nova['tags'], `${where}.tags`), warnings: strings(nova['warnings'], `${where}.warnings`),
     ports: list(nova['ports'], `${where}.ports`).map((port, i) => {
@@ -78,12 +84,20 @@ function parseNova(value: unknown, where: string): NovaDescription {
         const address = object(ip, `${at}.fixedIps[${k}]`)
         return { address: text(address['address'], `${at}.fixedIps[${k}].address`), ...optional('subnetId', address['subnetId'], text) }
       })
-      return { networkId: text(parts['networkId'], `${at}.networkId`), ...optional('networkName', parts['networkName'], text), mac: text(parts['mac'], `${at}.mac`), fixedIps }
+      return { ...optional('networkId', parts['networkId'], text), ...optional('networkName', parts['networkName'], text), mac: text(parts['mac'], `${at}.mac`), fixedIps }
     }),
     volumes: list(nova['volumes'], `${where}.volumes`).map((volume, i) => {
       const parts = object(volume, `${where}.volumes[${i}]`)
-      return { ...parts as unknown as NovaDescription['volumes'][number], id: text(parts['id'], `${where}.volumes[${i}].id`) }
+      return { id: text(parts['id'], `${where}.volumes[${i}].id`), ...optional('device', parts['device'], text), ...optional('deleteOnTermination', parts['deleteOnTermination'], truth) }
     }),
+  }
+}
+function parseFlavor(value: unknown, where: string, pairs: (values: unknown, at: string) => Record<string, string>): NovaDescription['flavor'] {
+  const flavor = object(value, where)
+  return {
+    ...optional('name', flavor['name'], text), vcpus: count(flavor['vcpus'], `${where}.vcpus`), ramMiB: count(flavor['ramMiB'], `${where}.ramMiB`),
+    diskGiB: count(flavor['diskGiB'], `${where}.diskGiB`), ...optional('ephemeralGiB', flavor['ephemeralGiB'], (n, at) => count(n, at)),
+    ...optional('swapMiB', flavor['swapMiB'], (n, at) => count(n, at)), ...optional('extraSpecs', flavor['extraSpecs'], pairs),
   }
 }
 
@@ -102,6 +116,10 @@ function text(value: unknown, where: string, charactersMax = TEXT_MAX): string {
 }
 function count(value: unknown, where: string, max = Number.MAX_SAFE_INTEGER): number {
   if (typeof value !== 'number' || !Number.isSafeInteger(value) || value < 0 || value > max) throw malformed(`${where} is not a whole number up to ${max}`)
+  return value
+}
+function truth(value: unknown, where: string): boolean {
+  if (typeof value !== 'boolean') throw malformed(`${where} is neither true nor false`)
   return value
 }
 function list(value: unknown, where: string): readonly unknown[] {

@@ -4,10 +4,11 @@ import type { Writable } from 'node:stream'
 import { RoostError } from '../../src/core/errors.js'
 import { CHUNK_ID_BYTES, CHUNK_KINDS, chunkKey, type ChunkId, type ChunkKey } from '../../src/core/ids.js'
 import { LIMITS, MiB } from '../../src/core/limits.js'
-import { openSnapshot, type SnapshotChoice } from '../browse/open-snapshot.js'
+import { openSnapshot, type OpenSnapshot, type SnapshotChoice } from '../browse/open-snapshot.js'
 import { chunkError, verifiedChunks, type ReadableSession } from '../read-chunks.js'
 import type { RepositoryClient } from '../repository-client.js'
 import type { PlacedExtent } from '../tree/content-reader.js'
+import type { Content } from '../tree/entry.js'
 import { contentExtents } from './content-extents.js'
 import { requireContentEntry } from './run-restore.js'
 
@@ -28,20 +29,25 @@ export async function dumpFile(client: RepositoryClient, options: DumpOptions, o
   const open = await openSnapshot(client, options, { signal })
   try {
     const entry = await requireContentEntry(open, options.path)
-    const writer = new OrderedWriter(output, signal)
-    const batches = gatherBatches(contentExtents(open.nodes, entry.content!))
-    let coming = nextBatch(open.session, batches, signal)
-    for (let batch = await coming; batch !== undefined; batch = await coming) {
-      coming = nextBatch(open.session, batches, signal)
-      coming.catch(() => undefined) // seen by the loop's await
-      for (const { bytes, id } of batch.extents) {
-        if (id === undefined) await writer.writeZeroes(bytes)
-        else await writer.write(requireLength(batch.chunks.get(chunkKey(id))!, bytes))
-      }
-    }
-    if (writer.bytes !== entry.content!.bytes) throw new RoostError('TREE_MALFORMED', 'The content is not as long as its directory says.')
-    return { snapshotId: open.snapshotId, bytes: writer.bytes }
+    return { snapshotId: open.snapshotId, bytes: await dumpContent(open, entry.content!, output, signal) }
   } finally { await open.close() }
+}
+
+/** As dumpFile, of an entry that was found already. Returns the bytes, as many as its directory says. */
+export async function dumpContent(open: Pick<OpenSnapshot, 'session' | 'nodes'>, content: Content, output: Writable, signal: AbortSignal): Promise<number> {
+  const writer = new OrderedWriter(output, signal)
+  const batches = gatherBatches(contentExtents(open.nodes, content))
+  let coming = nextBatch(open.session, batches, signal)
+  for (let batch = await coming; batch !== undefined; batch = await coming) {
+    coming = nextBatch(open.session, batches, signal)
+    coming.catch(() => undefined) // seen by the loop's await
+    for (const { bytes, id } of batch.extents) {
+      if (id === undefined) await writer.writeZeroes(bytes)
+      else await writer.write(requireLength(batch.chunks.get(chunkKey(id))!, bytes))
+    }
+  }
+  if (writer.bytes !== content.bytes) throw new RoostError('TREE_MALFORMED', 'The content is not as long as its directory says.')
+  return writer.bytes
 }
 
 interface Batch { readonly extents: readonly PlacedExtent[]; readonly chunks: ReadonlyMap<ChunkKey, Buffer> }

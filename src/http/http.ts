@@ -20,6 +20,8 @@ export interface HttpRequest {
   readonly headers?: Readonly<Record<string, string>>
   readonly body?: Readable | Buffer | string
   readonly signal?: AbortSignal
+  /** Of this request, instead of the general one. */
+  readonly answerMs?: number
 }
 export interface HttpAnswer {
   readonly status: number
@@ -43,10 +45,11 @@ export function createHttp({ ca, verify = true, connectMs = 5_000, answerMs = 30
   const agent = new Agent({ connect: { timeout: connectMs, ...(ca === undefined ? {} : { ca }), rejectUnauthorized: verify },
     headersTimeout: answerMs, bodyTimeout: idleMs, keepAliveTimeout: 4_000, connections: 64, pipelining: 1, maxResponseSize: -1 })
   return {
-    request: async (url, { method, headers = {}, body, signal }) => {
+    request: async (url, { method, headers = {}, body, signal, answerMs: ownAnswerMs }) => {
       signal?.throwIfAborted()
       try {
-        const answer = await undiciRequest(url, { dispatcher: agent, method, headers, body: body ?? null, signal: signal ?? null, maxRedirections: 0 })
+        const answer = await undiciRequest(url, { dispatcher: agent, method, headers, body: body ?? null, signal: signal ?? null, maxRedirections: 0,
+          ...(ownAnswerMs === undefined ? {} : { headersTimeout: ownAnswerMs }) })
         return { status: answer.statusCode, headers: flat(answer.headers), body: answer.body }
       } catch (error) {
         signal?.throwIfAborted()
