@@ -1,6 +1,7 @@
 /** What to do next, for every code of the catalogue and the network's own errors. docs/errors.md says the same at length. */
 import { ClientError, type ClientErrorCode } from '../protocol/client-errors.js'
 import { isAbort, isErrno, RoostError, type ErrorCode } from '../core/errors.js'
+import { CloudError, type CloudErrorCode } from '../openstack/cloud-error.js'
 import { UsageError } from './exit-codes.js'
 
 export const ERROR_HINTS: Readonly<Record<ErrorCode, string>> = {
@@ -111,6 +112,18 @@ const CLIENT_HINTS: Readonly<Record<ClientErrorCode, string>> = {
   DESTINATION_REFUSED: 'Choose another destination, or make it as large as the image.',
 }
 
+const CLOUD_HINTS: Readonly<Record<CloudErrorCode, string>> = {
+  CLOUD_UNAVAILABLE: 'See that Keystone and the named service run and can be reached from here, then run the command again.',
+  CLOUD_REFUSED: 'docs/openstack.md lists the roles that are needed. `openstack token issue` with the same settings shows whether the login works.',
+  CLOUD_UNKNOWN: 'Check the id, and that it is of the project (and region) that the credentials are for.',
+  CLOUD_CONFLICT: 'Look at it with the openstack client: something else is being done to it, or a lock is on it.',
+  CLOUD_NOT_CONFIGURED: 'Set OS_CLOUD or --os-cloud to a name in clouds.yaml, or the OS_* variables.',
+  SERVER_MARKED: 'Wait for that backup to end. `openstack server show` has its mark.',
+  PLAN_UNRESOLVED: 'Write a mapping file (--map FILE; docs/openstack.md has its form), and look at the plan with --dry-run.',
+  IMAGE_DAMAGED: 'Run the command again. When it happens again, suspect a proxy, the network, or memory of either machine.',
+  SERVER_FAILED: '`openstack server show` and Nova\'s log say more. What was made stays, and was named above.',
+}
+
 /** How an error is told: its code if it has one, one sentence, and what to do next. */
 export interface ToldError { readonly code: string; readonly message: string; readonly hint?: string }
 
@@ -128,6 +141,7 @@ export function tellError(error: unknown): ToldError {
     const told = cause === undefined || error.message.includes(cause.message) ? error.message : `${error.message} (${cause.message})`
     return { code: error.code, message: told, hint: CLIENT_HINTS[error.code] }
   }
+  if (error instanceof CloudError) return { code: error.code, message: error.message, hint: CLOUD_HINTS[error.code] }
   const errno = findErrno(error)
   if (errno !== undefined) {
     const hint = ERRNO_HINTS[errno.code!]

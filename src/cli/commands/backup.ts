@@ -15,9 +15,10 @@ import { UsageError, type ExitCode } from '../exit-codes.js'
 import { formatBytes, formatCount, formatDuration, parseBytes, printable } from '../format.js'
 import { addHookOptions, withHooks, type HookedOutcome, type HookFlags } from '../hook-flags.js'
 import { findSnapshot, shortId } from '../snapshot-lookup.js'
+import { addNovaOptions, withMachineFile, withNova, type NovaFlags } from './backup-nova.js'
 import { addVmOptions, backUpVm, machineFlags, machineSource, type VmFlags } from './backup-vm.js'
 
-interface BackupFlags extends VmFlags, HookFlags {
+interface BackupFlags extends VmFlags, HookFlags, NovaFlags {
   readonly image?: string; readonly stdin?: boolean; readonly stdinName?: string; readonly source?: string; readonly tag?: readonly string[]
   readonly exclude?: readonly string[]; readonly excludeFile?: readonly string[]; readonly excludeCaches?: boolean; readonly oneFileSystem?: boolean
   /** False: --no-parent. */
@@ -33,7 +34,7 @@ const VERBS = {
 } as const
 
 export function registerBackup(registry: Registry): void {
-  does<BackupFlags>(registry, withExamples(addHookOptions(addVmOptions(registry.program.command('backup').argument('[paths...]', 'files and directories')
+  does<BackupFlags>(registry, withExamples(addHookOptions(addNovaOptions(addVmOptions(registry.program.command('backup').argument('[paths...]', 'files and directories')
     .description('save files, a disk image, a running machine or standard input; sends only what the server lacks')
     .option('--image <path>', 'a disk image or block device instead of files')
     .option('--stdin', 'standard input instead of files').option('--stdin-name <name>', 'what to call it')
@@ -47,9 +48,10 @@ export function registerBackup(registry: Registry): void {
     .option('--no-parent', 'compare with none: read everything')
     .addOption(choiceOption('--wire <mode>', 'compression on the wire (ROOST_WIRE; default auto)', WIRE_MODES))
     .option('--limit-upload <rate>', 'bytes a second, such as 10M (ROOST_LIMIT_UPLOAD)', sizeOption)
-    .option('--chunk-size <size>', 'of a new image source: a power of two, such as 64K', sizeOption))),
+    .option('--chunk-size <size>', 'of a new image source: a power of two, such as 64K', sizeOption)))),
   ["roost backup /etc /home --exclude-caches --exclude '*.tmp'", 'roost backup --image /dev/vg0/web1 --source web1:root',
-    'roost backup --vm /run/web1.qmp', 'pg_dump shop | roost backup --stdin --stdin-name shop.sql', 'roost backup / -x --limit-upload 20M --tag nightly',
+    'roost backup --vm /run/web1.qmp', 'roost backup --vm instance-0000001f --nova-server 7f0c8a52-… --os-cloud prod',
+    'pg_dump shop | roost backup --stdin --stdin-name shop.sql', 'roost backup / -x --limit-upload 20M --tag nightly',
     "roost backup /var/lib/shop --pre 'systemctl stop shop' --post 'systemctl start shop'"]),
   async (context, flags, paths) => {
     const host = hostname()
@@ -66,19 +68,20 @@ export function registerBackup(registry: Registry): void {
       ...(verifyKeys === undefined ? {} : { verifyKeys }),
     }
     const source = given ?? (flags.vm === undefined ? defaultSource(host, flags, paths) : `${host}:vm:${flags.vm}`)
-    return await withHooks(context, flags, source, async (pointTaken) => {
+    // Around the hooks: a backup that Nova refuses stops no database.
+    return await withNova(context, flags, (nova) => withHooks(context, flags, source, async (pointTaken) => {
       const parent = await chooseParent(context, client, flags.parent)
       if (machine !== undefined) {
         const chunkBytes = chunkSize(flags)
         return outcomeOf(context, await withProgress(context, Promise.resolve(undefined), (events) => backUpVm(context, client, {
           ...machine, parent, backup: options, random: context.random, source: given === undefined ? machineSource(flags) : () => given,
-          ...(chunkBytes === undefined ? {} : { chunkBytes }),
+          ...(chunkBytes === undefined ? {} : { chunkBytes }), ...(nova === undefined ? {} : { describe: () => Promise.resolve({ nova }) }),
         }, events, pointTaken)))
       }
       const { runBackup } = await import('../../../client/backup.js') // here, not above: no other command needs it
-      const whole: BackupOptions = { ...options, config: config!, parent, source }
+      const whole: BackupOptions = { ...options, config: withMachineFile(config!, nova, context.clock.now()), parent, source }
       return outcomeOf(context, await withProgress(context, expectedBytes(context, client, whole), (events) => runBackup(client, whole, events, context.signal)))
-    })
+    }))
   })
 }
 const outcomeOf = (context: CommandContext, report: BackupReport): HookedOutcome => ({ exitCode: tellReport(context, report), snapshotId: report.snapshotId })

@@ -12,8 +12,9 @@ import { EXIT, UsageError, type ExitCode } from '../exit-codes.js'
 import { formatBytes, formatCount, formatDuration, printable } from '../format.js'
 import { dumpFromImage, restoreInImage } from './image-files.js'
 import { requireSnapshotName, shortId, splitSnapshotPath } from '../snapshot-lookup.js'
+import { addCloudOptions, isForCloud, restoreToCloud, type CloudFlags } from './restore-cloud.js'
 
-interface RestoreFlags {
+interface RestoreFlags extends CloudFlags {
   readonly target?: string; readonly toFile?: string; readonly toDevice?: string; readonly format: string; readonly disk?: string; readonly include?: readonly string[]; readonly overwrite: string
   readonly continueOnDamage?: boolean; readonly stopOnDamage?: boolean
   /** False: --no-owner, --no-xattrs. */
@@ -25,7 +26,7 @@ const FORMATS = ['raw', 'qcow2'] as const
 const WHICH = 'an id, the start of one (6 digits or more), or "latest"; after a colon, a path within it'
 
 export function registerRestore(registry: Registry): void {
-  does<RestoreFlags>(registry, withExamples(registry.program.command('restore').argument('<snapshot[:path]>', WHICH)
+  does<RestoreFlags>(registry, withExamples(addCloudOptions(registry.program.command('restore').argument('<snapshot[:path]>', WHICH)
     .description('bring files, an image or a dump back; every chunk is verified')
     .option('--target <dir>', 'into this directory: the whole tree, or what is in PATH')
     .option('--to-file <file>', 'one file or image into this file').option('--to-device <device>', 'one image over this block device')
@@ -36,17 +37,19 @@ export function registerRestore(registry: Registry): void {
     .option('--continue-on-damage', 'keep damaged files, with zeroes where data is lost (default: leave them out)')
     .option('--stop-on-damage', 'stop at the first damage')
     .option('--no-owner', 'do not set owner and group').option('--no-xattrs', 'do not set extended attributes and ACLs')
-    .option('--source <name>', 'with "latest": of this source'),
+    .option('--source <name>', 'with "latest": of this source')),
   ['roost restore latest --target /tmp/back', 'roost restore latest:/home/ann --target /tmp/ann',
     "roost restore 3fa9c1d20b77 --target /tmp/back --include /etc/ssh --include '*.conf'",
     'roost restore latest --source web1:root --to-device /dev/vg0/web1',
     'roost restore latest --source web1 --disk 1 --to-file web1.qcow2 --format qcow2', 'roost restore latest --source web1 --target /srv/web1 --format qcow2',
+    'roost restore latest --source web1 --to-glance web1-back', 'roost restore latest --source web1 --to-nova --map there.yaml --dry-run',
     'roost restore 3fa9c1d20b77:/var/lib/db.img --to-file db.img', 'roost restore latest:disk.img//p2/etc --target /tmp/etc  (out of the second partition)']), async (context, flags, [which]) => {
     const { snapshot, path } = splitSnapshotPath(which!)
+    const choice = snapshotChoice(context, snapshot, flags.source)
+    if (isForCloud(flags, path)) return await restoreToCloud(context, context.repository({ isLong: true }).client, choice, path, flags)
     const destination = destinationOf(flags)
     if (destination.kind === 'machine' && (path !== undefined || flags.disk !== undefined))
       throw new UsageError('--target with --format qcow2 restores whole machines: leave the path and --disk out, or use --to-file.')
-    const choice = snapshotChoice(context, snapshot, flags.source)
     const { client } = context.repository({ isLong: true })
     const isWholeDisk = flags.disk !== undefined && path === undefined && destination.kind !== 'directory'
     const inside = isWholeDisk ? undefined : await restoreInImage(context, client, { choice, path: path === undefined ? undefined : argumentBytes(path), disk: flags.disk }, {
@@ -87,7 +90,7 @@ export function snapshotChoice(context: CommandContext, snapshot: string, source
 }
 function destinationOf(flags: RestoreFlags): RestoreDestination {
   const given = [flags.target, flags.toFile, flags.toDevice].filter((path) => path !== undefined)
-  if (given.length !== 1) throw new UsageError('Say where to: --target DIR, --to-file FILE or --to-device DEVICE (one of them).')
+  if (given.length !== 1) throw new UsageError('Say where to: --target DIR, --to-file FILE, --to-device DEVICE, --to-glance NAME or --to-nova (one of them).')
   const path = argumentBytes(given[0]!)
   if (path.length === 0) throw new UsageError('The destination is empty.')
   if (flags.target === undefined && flags.include !== undefined) throw new UsageError('--include belongs to --target.')
