@@ -6,6 +6,7 @@ import { registerBrowse } from './commands/browse.js'
 import { registerGc } from './commands/gc.js'
 import { registerJobs } from './commands/jobs.js'
 import { registerKey } from './commands/key.js'
+import { registerMachine } from './commands/machine.js'
 import { registerMaintenance } from './commands/maintenance.js'
 import { registerNbd } from './commands/nbd.js'
 import { registerReplicate } from './commands/replicate.js'
@@ -56,7 +57,7 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .configureOutput({ writeOut: (text) => { runtime.stdout.write(text) }, writeErr: (text) => { runtime.stderr.write(text) } })
     .exitOverride()
   const registry: Registry = { program, runtime, finish }
-  for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore, registerNbd,
+  for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore, registerNbd, registerMachine,
     registerGc, registerMaintenance, registerJobs, registerRetention, registerTarget, registerReplicate, registerKey]) register(registry)
   return program
 }
