@@ -1,7 +1,7 @@
 /** Moves chunks from one side to the other: requests in flight bounded by what they bring, each chunk verified by the side that keeps it.
  *
  *  Latency does not rule: several requests are under way, each for some megabytes. A chunk that arrives damaged is asked for again; it is never kept.
- *  Memory: one body a request in flight. */
+ *  Memory: two bodies a request in flight. */
 import { bytesOfGroup, GROUP_CODECS, openGroup, rawBytesOf, type ChunkGroup } from '../core/chunk-groups.js'
 import { Semaphore } from '../core/concurrency.js'
 import { hasCode, RoostError } from '../core/errors.js'
@@ -17,8 +17,8 @@ export const REQUESTS_IN_FLIGHT_MAX = 6
 /** What one request asks for: enough that its waiting is small beside its data. */
 const REQUEST_RAW_BYTES = 12 * MiB
 const REQUEST_IDS_MIN = 16
-/** Groups are put on together up to this. */
-const BODY_RAW_BYTES = 6 * MiB
+/** Groups are put on together up to this: a block of the sink's packs. More would be lost with a server that dies. */
+const BODY_RAW_BYTES = LIMITS.blockRawBytesTarget
 /** Before anything is known of a repository's chunks. */
 const CHUNK_BYTES_GUESS = 128 * KiB
 /** Ids that wait for their request; who brings more waits. */
@@ -130,13 +130,19 @@ async function moveOnce(deps: TransferDeps, due: Set<ChunkKey>, signal: AbortSig
   const left = new Set(due)
   const { sessionId } = sending
   let body: ChunkGroup[] = [], bodyBytes = 0
+  /** One body is put on while the next one arrives. */
+  let putting: Promise<void> = Promise.resolve()
   const put = async (): Promise<void> => {
+    await putting
     if (body.length === 0) return
     const groups = body
     body = []
     bodyBytes = 0
-    for (const key of await putGroups(deps, groups, signal, onKept)) left.delete(key)
-    deps.onProgress()
+    putting = putGroups(deps, groups, signal, onKept).then((kept) => {
+      for (const key of kept) left.delete(key)
+      deps.onProgress()
+    })
+    putting.catch(() => undefined) // awaited before the next, and at the end
   }
   try {
     for await (const group of source.fetch(sessionId, Buffer.concat([...due].map(chunkKeyToId)), signal)) {
@@ -151,11 +157,15 @@ async function moveOnce(deps: TransferDeps, due: Set<ChunkKey>, signal: AbortSig
       bodyBytes += rawBytes
     }
     await put()
+    await putting
   } catch (error) {
+    await putting.catch(() => undefined)
     signal.throwIfAborted()
     if (hasCode(error, 'SESSION_LOST') && !await isSinkLost(deps, [...due][0]!)) await sending.reopen(sessionId)
     else if (!isDamage(error)) throw error
-    await put()
+    putting = Promise.resolve()
+    await put() // what had come before it broke off
+    await putting
   }
   return left
 }

@@ -30,8 +30,8 @@ export class OddProxy {
     this.#random = seeded(options.seed ?? 1)
     this.#server = createServer({ allowHalfOpen: true }, (near) => { this.#pair(near) })
   }
-  async listen(): Promise<number> {
-    await new Promise<void>((resolve) => this.#server.listen(0, '127.0.0.1', resolve))
+  async listen(port = 0): Promise<number> {
+    await new Promise<void>((resolve) => this.#server.listen(port, '127.0.0.1', resolve))
     return (this.#server.address() as { port: number }).port
   }
   async close(): Promise<void> {
@@ -71,6 +71,7 @@ export class OddProxy {
         if (first.bytes === null) to.end()
         else {
           queuedBytes -= first.bytes.byteLength
+          this.counts.bytes += first.bytes.byteLength
           if (!to.destroyed && !to.write(first.bytes)) {
             waiting = true
             to.once('drain', pump)
@@ -87,7 +88,6 @@ export class OddProxy {
       if (!waiting) pump()
     }
     from.on('data', (bytes: Buffer) => {
-      this.counts.bytes += bytes.byteLength
       const harm = this.harm.length > 0 && this.#random() < this.rate ? this.harm[Math.floor(this.#random() * this.harm.length)]! : undefined
       if (harm !== undefined) this.counts.harmed++
       switch (harm) {
