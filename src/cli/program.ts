@@ -2,6 +2,7 @@
 import { Command } from 'commander'
 import type { Registry } from './command.js'
 import { registerBackup } from './commands/backup.js'
+import { registerBoot } from './commands/boot.js'
 import { registerBrowse } from './commands/browse.js'
 import { registerGc } from './commands/gc.js'
 import { registerJobs } from './commands/jobs.js'
@@ -58,6 +59,6 @@ export function buildProgram(runtime: Runtime, finish: (code: ExitCode) => void)
     .exitOverride()
   const registry: Registry = { program, runtime, finish }
   for (const register of [registerServer, registerRepo, registerToken, registerBackup, registerSnapshots, registerBrowse, registerRestore, registerNbd, registerMachine,
-    registerGc, registerMaintenance, registerJobs, registerRetention, registerTarget, registerReplicate, registerKey]) register(registry)
+    registerBoot, registerGc, registerMaintenance, registerJobs, registerRetention, registerTarget, registerReplicate, registerKey]) register(registry)
   return program
 }
