@@ -18,6 +18,11 @@ const FALLOC_FL_KEEP_SIZE = 1
 const FALLOC_FL_PUNCH_HOLE = 2
 const FALLOC_FL_ZERO_RANGE = 16
 const BLKGETSIZE64 = 0x8008_1272
+const F_OFD_GETLK = 36
+const F_WRLCK = 1
+const F_UNLCK = 2
+/** RAW_LOCK_PERM_BASE and the bit of BLK_PERM_WRITE. */
+const QEMU_WRITE_LOCK_BYTE = 101n
 const S_IFIFO = 0o010000
 const XATTR_BYTES_MAX = 65_536 // the kernel's bound for a list of names and for one value
 const XATTR_LIST_FIRST_BYTES = 1_024 // the kernel allocates what we offer: offering little is measurably faster
@@ -102,6 +107,16 @@ export function blockDeviceBytes(fd: number): number {
   return Number(bytes.readBigUInt64LE(0))
 }
 
+/** True while a QEMU that may write has the image open: it holds this lock of the open file on one byte (QEMU's block/file-posix.c). */
+export function isWrittenByQemu(fd: number): boolean {
+  const lock = Buffer.alloc(32)
+  lock.writeInt16LE(F_WRLCK, 0)
+  lock.writeBigInt64LE(QEMU_WRITE_LOCK_BYTE, 8)
+  lock.writeBigInt64LE(1n, 16)
+  // A file system without such locks: nobody holds one.
+  return libc().fcntl(fd, F_OFD_GETLK, 'void *', lock) === 0 && lock.readInt16LE(0) !== F_UNLCK
+}
+
 /** Makes a range of a file or block device read as zeroes and gives its space back; the file's length stays.
  *  False when the file system or device cannot: then zeroes must be written. */
 export function punchHole(fd: number, offset: number, bytes: number): boolean {
@@ -137,6 +152,7 @@ interface Libc {
   mknod(path: Pointer, mode: number, device: bigint): number
   lseek(fd: number, offset: number, whence: number): number
   ioctl(fd: number, request: number, ...argument: readonly unknown[]): number
+  fcntl(fd: number, command: number, ...argument: readonly unknown[]): number
   fallocate(fd: number, mode: number, offset: number, bytes: number): number
   getpwuid_r(id: number, account: Pointer, text: Pointer, textBytes: number, result: Pointer): number
   getgrgid_r(id: number, account: Pointer, text: Pointer, textBytes: number, result: Pointer): number
@@ -181,6 +197,7 @@ function loadLibc(): Libc {
     mknod: declareMknod(library),
     lseek: declare('lseek', 'int64_t', ['int', 'int64_t', 'int']),
     ioctl: declare('ioctl', 'int', ['int', 'unsigned long', '...']),
+    fcntl: declare('fcntl', 'int', ['int', 'int', '...']),
     fallocate: declare('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']),
     getpwuid_r: declare('getpwuid_r', 'int', ['uint32_t', ...account]),
     getgrgid_r: declare('getgrgid_r', 'int', ['uint32_t', ...account]),
