@@ -22,7 +22,8 @@ const AGENT_SYNC_MS = 3_000
 const AGENT_PAUSE_MS = 500
 
 /** @throws {ClientError} QEMU_FAILED when QEMU itself cannot be started; what reading the snapshot throws; `signal.reason` */
-export async function runBootTest(open: OpenSnapshot, options: BootTestOptions, events: BootEvents, deps: { readonly clock: Clock; readonly random: Random }, signal: AbortSignal): Promise<BootTestReport> {
+export async function runBootTest(open: OpenSnapshot, options: BootTestOptions, events: BootEvents, deps: { readonly clock: Clock; readonly random: Random },
+  signal: AbortSignal): Promise<BootTestReport> {
   const { clock } = deps
   let problem: string | undefined
   const { criterion, timeoutMs } = options

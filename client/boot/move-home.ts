@@ -39,7 +39,8 @@ export async function moveHome(monitor: Monitor, files: readonly HomeFile[], eve
       makeTarget(file)
       made.push(file.path)
       await monitor.execute('blockdev-add', { driver: file.format, 'node-name': homeNode(file), discard: 'unmap', file: { driver: 'file', filename: file.path, discard: 'unmap' } }, { signal })
-      await monitor.execute('blockdev-mirror', { 'job-id': jobOf(file), device: file.disk.node, target: homeNode(file), sync: 'full', 'copy-mode': 'write-blocking', 'auto-dismiss': false }, { signal })
+      await monitor.execute('blockdev-mirror', { 'job-id': jobOf(file), device: file.disk.node, target: homeNode(file), sync: 'full', 'copy-mode': 'write-blocking',
+        'auto-dismiss': false }, { signal })
       started.push(file)
     }
     await untilJobs(monitor, started, 'ready', events, clock, signal)
