@@ -9,7 +9,7 @@ import { orAborted } from '../../src/core/concurrency.js'
 import { ByteStream, NbdLost } from './byte-stream.js'
 import { connectSocket, shakeHands, type NbdAgreement, type NbdTarget } from './client-handshake.js'
 import { broken, decodeChunkHeader, encodeRequest, SIMPLE_REPLY_BYTES, type StatusExtent } from './client-protocol.js'
-import { CHUNK_REST_BYTES, ReadReply, StatusReply, type PendingReply } from './client-reply.js'
+import { CHUNK_REST_BYTES, DoneReply, ReadReply, StatusReply, type PendingReply } from './client-reply.js'
 import { COMMANDS, MAGIC } from './protocol.js'
 
 /** A request may take this many times stallMs while others are answered. */
@@ -60,6 +60,15 @@ export class NbdConnection {
     const ids = new Set(this.agreement.contexts.keys())
     return new Promise((resolve, reject) => { this.#ask(COMMANDS.blockStatus, offset, bytes, new StatusReply(ids, bytes, this.#beats, resolve, reject)) })
   }
+  /** Writes `data`, which must not change before it resolves. @throws as read */
+  write(offset: number, data: Buffer): Promise<void> { return this.#do(COMMANDS.write, offset, data.byteLength, data) }
+  /** Makes a stretch read as zeroes, by whatever is cheapest there; only of exports that say they can. */
+  writeZeroes(offset: number, bytes: number): Promise<void> { return this.#do(COMMANDS.writeZeroes, offset, bytes) }
+  /** What was written and acknowledged before is on stable storage when it resolves; only of exports that say they can. */
+  flush(): Promise<void> { return this.#do(COMMANDS.flush, 0, 0) }
+  #do(command: number, offset: number, bytes: number, data?: Buffer): Promise<void> {
+    return new Promise((resolve, reject) => { this.#ask(command, offset, bytes, new DoneReply(this.#beats, resolve, reject), data) })
+  }
   /** Says goodbye where anybody listens. What is under way is rejected with `reason`. */
   close(reason: Error): void {
     const { socket } = this.stream
@@ -71,11 +80,12 @@ export class NbdConnection {
     this.#end(reason)
   }
 
-  #ask(command: number, offset: number, bytes: number, reply: PendingReply): void {
+  #ask(command: number, offset: number, bytes: number, reply: PendingReply, payload?: Buffer): void {
     if (this.#failure !== undefined) { reply.reject(this.#failure); return }
     const cookie = ++this.#lastCookie
     this.#pending.set(cookie, reply)
     this.stream.socket.write(encodeRequest(command, cookie, offset, bytes))
+    if (payload !== undefined) this.stream.socket.write(payload)
   }
   #fail(error: Error): void {
     this.#end(error)

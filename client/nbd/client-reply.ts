@@ -139,5 +139,20 @@ export class StatusReply extends Reply implements PendingReply {
     this.resolve(this.#byContext)
   }
 }
+/** Of a request that brings no bytes back: write, write zeroes, flush. */
+export class DoneReply extends Reply implements PendingReply {
+  constructor(askedAt: number, readonly resolve: () => void, readonly reject: (error: Error) => void) { super(0, askedAt) }
+
+  async take(header: ChunkHeader, stream: ByteStream): Promise<void> {
+    const { type, length, isLast } = header
+    if (isErrorChunk(type)) { await this.takeError(header, stream); return }
+    if (type !== REPLY_CHUNKS.none || length !== 0 || !isLast) throw broken('an answer has bytes that were not asked for')
+  }
+  async takeSimple(error: number): Promise<void> { if (error !== 0) this.takeSimpleError(error) }
+  finish(): void {
+    if (this.failure !== undefined) this.reject(this.failure)
+    else this.resolve()
+  }
+}
 /** After the magic. */
 export const CHUNK_REST_BYTES = CHUNK_HEADER_BYTES - 4

@@ -11,7 +11,7 @@ export const OPTIONS = { exportName: 1, abort: 2, list: 3, startTls: 5, info: 6,
 export const REPLIES = { ack: 1, server: 2, info: 3, metaContext: 4, errUnsupported: 0x8000_0001, errPolicy: 0x8000_0002, errInvalid: 0x8000_0003,
   errTlsRequired: 0x8000_0005, errUnknown: 0x8000_0006, errTooBig: 0x8000_0009 } as const
 export const INFOS = { export: 0, name: 1, description: 2, blockSize: 3 } as const
-export const EXPORT_FLAGS = { hasFlags: 1, readOnly: 2, sendFlush: 4, sendDf: 0x80, canMultiConn: 0x100, sendCache: 0x400 } as const
+export const EXPORT_FLAGS = { hasFlags: 1, readOnly: 2, sendFlush: 4, sendWriteZeroes: 0x40, sendDf: 0x80, canMultiConn: 0x100, sendCache: 0x400 } as const
 export const COMMANDS = { read: 0, write: 1, disconnect: 2, flush: 3, trim: 4, cache: 5, writeZeroes: 6, blockStatus: 7, resize: 8 } as const
 export const COMMAND_FLAGS = { fua: 1, noHole: 2, dontFragment: 4, requireOne: 8, fastZero: 16 } as const
 export const ERRORS = { none: 0, permission: 1, io: 5, invalid: 22, overflow: 75, unsupported: 95, shutdown: 108 } as const

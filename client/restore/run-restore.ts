@@ -8,6 +8,7 @@ import { systemClock, type Clock } from '../../src/core/clock.js'
 import { RoostError } from '../../src/core/errors.js'
 import { systemRandom, type Random } from '../../src/core/random.js'
 import { findEntry, openSnapshot, splitPath, type OpenSnapshot, type SnapshotChoice } from '../browse/open-snapshot.js'
+import type { NbdOrigin } from '../image/open-source.js'
 import { chooseDisk, readMachine } from '../machine/snapshot-disks.js'
 import type { RepositoryClient } from '../repository-client.js'
 import { DirectoryReader } from '../tree/directory-reader.js'
@@ -17,6 +18,7 @@ import type { MetadataOptions } from './metadata.js'
 import { emptyCounters, type RestoreEvents, type RestoreReport } from './restore-report.js'
 import { restoreDisks } from './restore-machine.js'
 import { restoreToDevice } from './restore-to-device.js'
+import { restoreToNbd } from './restore-to-nbd.js'
 import { restoreToQcow2 } from './restore-to-qcow2.js'
 import { Selection } from './selection.js'
 import { joinNames, TreeRestorer, type OnDamage, type Overwrite } from './tree-restorer.js'
@@ -28,6 +30,8 @@ export type RestoreDestination =
   | { readonly kind: 'device'; readonly path: Buffer }
   /** One image or file becomes a qcow2 file. */
   | { readonly kind: 'qcow2'; readonly path: Buffer }
+  /** One image or file over an NBD export. */
+  | { readonly kind: 'nbd'; readonly target: NbdOrigin; readonly path: Buffer }
   /** Every disk of the snapshot becomes a qcow2 file in this directory; what else is at its top comes along as it is. */
   | { readonly kind: 'machine'; readonly path: Buffer }
 
@@ -87,6 +91,11 @@ export async function runRestore(client: RepositoryClient, options: RestoreOptio
       case 'qcow2': {
         const { content } = await wantedEntry(open, options, signal)
         await restoreToQcow2(destination.path, content!, open.nodes, windows, counters, events, qcow2)
+        break
+      }
+      case 'nbd': {
+        const { content } = await wantedEntry(open, options, signal)
+        await restoreToNbd(destination.target, content!, open, counters, events, clock, signal)
         break
       }
       case 'machine': {

@@ -1,5 +1,6 @@
 /** roost restore, roost dump: what was saved comes back, verified chunk by chunk. */
 import { findEntry, openSnapshot, type SnapshotChoice } from '../../../client/browse/open-snapshot.js'
+import { parseNbdUri } from '../../../client/nbd/nbd-uri.js'
 import { pathToJson, renderBytes } from '../../../client/browse/render-path.js'
 import type { RepositoryClient } from '../../../client/repository-client.js'
 import type { RestoreEvents, RestoreReport } from '../../../client/restore/restore-report.js'
@@ -15,7 +16,8 @@ import { requireSnapshotName, shortId, splitSnapshotPath } from '../snapshot-loo
 import { addCloudOptions, isForCloud, restoreToCloud, type CloudFlags } from './restore-cloud.js'
 
 interface RestoreFlags extends CloudFlags {
-  readonly target?: string; readonly toFile?: string; readonly toDevice?: string; readonly format: string; readonly disk?: string; readonly include?: readonly string[]; readonly overwrite: string
+  readonly target?: string; readonly toFile?: string; readonly toDevice?: string; readonly toNbd?: string
+  readonly format: string; readonly disk?: string; readonly include?: readonly string[]; readonly overwrite: string
   readonly continueOnDamage?: boolean; readonly stopOnDamage?: boolean
   /** False: --no-owner, --no-xattrs. */
   readonly owner: boolean; readonly xattrs: boolean
@@ -30,6 +32,7 @@ export function registerRestore(registry: Registry): void {
     .description('bring files, an image or a dump back; every chunk is verified')
     .option('--target <dir>', 'into this directory: the whole tree, or what is in PATH')
     .option('--to-file <file>', 'one file or image into this file').option('--to-device <device>', 'one image over this block device')
+    .option('--to-nbd <uri>', 'one image over this NBD export, such as nbd://host/name or nbd+unix:///name?socket=PATH')
     .addOption(choiceOption('--format <format>', 'of images, with --to-file; with --target: of every disk of the machine', FORMATS, 'raw'))
     .option('--disk <disk>', 'this disk: its number from 1 in the order of the machine, or its name; a path is then within it')
     .option('--include <path>', 'only this path (with all below) or glob; may be repeated', collect)
@@ -89,16 +92,17 @@ export function snapshotChoice(context: CommandContext, snapshot: string, source
   return { snapshot, ...(source === undefined ? {} : { source }), ...(verifyKeys === undefined ? {} : { verifyKeys }) }
 }
 function destinationOf(flags: RestoreFlags): RestoreDestination {
-  const given = [flags.target, flags.toFile, flags.toDevice].filter((path) => path !== undefined)
+  const given = [flags.target, flags.toFile, flags.toDevice, flags.toNbd].filter((path) => path !== undefined)
   if (given.length !== 1) throw new UsageError('Say where to: --target DIR, --to-file FILE, --to-device DEVICE, --to-glance NAME or --to-nova (one of them).')
   const path = argumentBytes(given[0]!)
   if (path.length === 0) throw new UsageError('The destination is empty.')
   if (flags.target === undefined && flags.include !== undefined) throw new UsageError('--include belongs to --target.')
   if (flags.format === 'qcow2') {
-    if (flags.toDevice !== undefined) throw new UsageError('--to-device takes the bytes of the disk: leave --format out.')
+    if (flags.toDevice !== undefined || flags.toNbd !== undefined) throw new UsageError('--to-device and --to-nbd take the bytes of the disk: leave --format out.')
     if (flags.include !== undefined) throw new UsageError('--format qcow2 with --target restores whole machines: leave --include out.')
     return { kind: flags.target !== undefined ? 'machine' : 'qcow2', path }
   }
+  if (flags.toNbd !== undefined) return { kind: 'nbd', target: parseNbdUri(flags.toNbd), path }
   return { kind: flags.target !== undefined ? 'directory' : flags.toFile !== undefined ? 'file' : 'device', path }
 }
 /** A directory's content goes into the target; anything else goes there under its own name. */
