@@ -34,6 +34,8 @@ export interface BackupOptions {
   readonly wire: WireMode
   /** What --limit-upload allows; the transport does the limiting. */
   readonly limitBytesPerSecond?: number
+  /** What is read of the source; the scanner does the limiting. */
+  readonly limitReadBytesPerSecond?: number
   /** 64 hex digits each: refuse a repository that signs with none of these keys, and parents that none of them signed. */
   readonly verifyKeys?: readonly string[]
   /** Arenas (8 MiB each) on their way at once; one more is being filled. Default 2: more made no push faster. */
@@ -194,6 +196,7 @@ function startPassScanner(run: Run, pass: Pass, session: OpenSessionReply, paren
   const job = {
     source: sourceOf(options.config, session), dedupKey: session.dedupKey, chunker: session.chunker,
     arenasMax: { data: (options.arenasInFlight ?? ARENAS_IN_FLIGHT) + 1, nodes: NODE_ARENAS },
+    ...(options.limitReadBytesPerSecond === undefined ? {} : { limitReadBytesPerSecond: options.limitReadBytesPerSecond }),
     ...(parent === undefined ? {} : { parent: { root: parent.root, startedAtMs: parent.startedAtMs } }),
   }
   return startScanner(job, {

@@ -75,6 +75,7 @@ export class FileReader {
   /** Bytes from `start` to `end`, as far as there are. What is appended meanwhile is not read: the caller sees that it was. */
   async #readRange(fd: number, start: number, end: number, writer: ListContentWriter): Promise<number> {
     const { maxBytes } = this.parameters
+    const { limitRead, signal } = this.context
     let at = start
     let last = end
     let held = 0
@@ -83,6 +84,7 @@ export class FileReader {
       const given = this.#sink.space(needed, held)
       const space = given instanceof Promise ? await given : given
       while (held < needed) {
+        if (limitRead !== undefined) await limitRead.take(Math.min(READ_BYTES, space.byteLength - held, last - at), signal)
         const read = readSync(fd, space, held, Math.min(READ_BYTES, space.byteLength - held, last - at), at)
         if (read === 0) { last = at; break }
         held += read

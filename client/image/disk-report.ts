@@ -15,6 +15,13 @@ export interface DiskReport {
   readonly auditMismatches: number
 }
 
+/** Those of a signed record, as far as they are what this client writes. */
+export function disksOf(description: Readonly<Record<string, unknown>> | undefined): DiskReport[] {
+  const disks = Array.isArray(description?.['disks']) ? description['disks'].filter(isObject) : []
+  return disks.filter((disk) => typeof disk['name'] === 'string' && (disk['read'] === 'full' || disk['read'] === 'incremental') &&
+    (['imageBytes', 'chunkBytes', 'dirtyBytes', 'cleanBytes', 'auditedBytes', 'auditMismatches'] as const).every((field) => typeof disk[field] === 'number')) as unknown as DiskReport[]
+}
+
 /** How a snapshot's disks are cut, by name; of the only one under any name. Undefined: it does not say. */
 export function chunkBytesByDisk(description: Readonly<Record<string, unknown>> | undefined): (name: string) => number | undefined {
   const disks = Array.isArray(description?.['disks']) ? description['disks'].filter(isObject) : []

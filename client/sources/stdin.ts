@@ -41,6 +41,7 @@ async function readAll(fd: number, context: ScanContext, parameters: ChunkerPara
     const space = offered instanceof Promise ? await offered : offered
     while (!final && held < parameters.maxBytes) {
       const read = await readSome(fd, space.subarray(held), context.signal)
+      if (context.limitRead !== undefined) await context.limitRead.take(read, context.signal)
       held += read
       counters.bytesRead += read
       final = read === 0

@@ -22,13 +22,13 @@ export interface GlobalFlags {
   readonly verbose?: boolean
 }
 /** The keys of the config file (JSON); all optional, unknown ones are refused: a typing error must not be silent. */
-const FILE_KEYS = ['repository', 'server', 'tokenFile', 'caFile', 'verifyKey', 'source', 'wire', 'limitUpload', 'excludeFile', 'hooks'] as const
+const FILE_KEYS = ['repository', 'server', 'tokenFile', 'caFile', 'verifyKey', 'source', 'wire', 'limitUpload', 'limitRead', 'excludeFile', 'hooks'] as const
 type FileKey = (typeof FILE_KEYS)[number]
 type FileSettings = Partial<Record<FileKey, string>>
 
 const ENVIRONMENT: Readonly<Record<FileKey, string>> = {
   repository: 'ROOST_REPOSITORY', server: 'ROOST_SERVER', tokenFile: 'ROOST_TOKEN_FILE', caFile: 'ROOST_CA_FILE',
-  verifyKey: 'ROOST_VERIFY_KEY', source: 'ROOST_SOURCE', wire: 'ROOST_WIRE', limitUpload: 'ROOST_LIMIT_UPLOAD',
+  verifyKey: 'ROOST_VERIFY_KEY', source: 'ROOST_SOURCE', wire: 'ROOST_WIRE', limitUpload: 'ROOST_LIMIT_UPLOAD', limitRead: 'ROOST_LIMIT_READ',
   excludeFile: 'ROOST_EXCLUDE_FILE', hooks: 'ROOST_HOOKS',
 }
 export type Environment = Readonly<Record<string, string | undefined>>

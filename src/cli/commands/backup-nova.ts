@@ -27,7 +27,7 @@ export function addNovaOptions(command: Command): Command {
 }
 
 /** Around a backup: `work` gets what Nova says, or undefined where there is no server to ask for or no answer. */
-export async function withNova<T>(context: CommandContext, flags: NovaFlags & { readonly image?: string; readonly vm?: string },
+export async function withNova<T>(context: CommandContext, flags: NovaFlags & { readonly image?: readonly string[]; readonly vm?: string },
   work: (nova: NovaDescription | undefined) => Promise<T>): Promise<T> {
   const { novaServer, novaMark, novaTakeOver, requireNova, osCloud } = flags
   if (novaServer === undefined) {
