@@ -9,7 +9,7 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
-import { labInstalled, startLab, stopLab } from '../test/lab/start-lab.mjs'
+import { cloudInstalled, labInstalled, startLab, stopLab } from '../test/lab/start-lab.mjs'
 import { build, filesUnder, installIfNeeded, ROOT } from './prepare.mjs'
 
 // A test that hangs is a failure that names itself, not a run without end. It counts for whole files, too.
@@ -45,6 +45,8 @@ for (const [group, tool] of [
 }
 if (!slow) console.log('SKIPPED GROUP: long loops — run `npm run test:slow` for them')
 
+const uses = (words) => files.some((file) => readFileSync(join(ROOT, file.replace(/^dist\//, '').replace(/\.js$/, '.ts')), 'utf8').includes(words))
+if (uses('withoutCloud') && process.env.CI === 'true' && !cloudInstalled()) spawnSync('bash', [join(ROOT, 'test/lab/install.sh'), 'cloud'], { stdio: 'inherit' })
 const lab = await sharedLab()
 // Interrupted, the runner ends first: it has the same signal.
 process.on('SIGINT', () => undefined)
@@ -61,13 +63,13 @@ process.exit(result.status ?? 1)
 
 /** One Swift and Keystone for all tests that leave them whole; started only when such a test is to run. */
 async function sharedLab() {
-  const needed = files.some((file) => readFileSync(join(ROOT, file.replace(/^dist\//, '').replace(/\.js$/, '.ts')), 'utf8').includes('openstack-lab'))
-  if (!needed) return undefined
+  if (!uses('openstack-lab')) return undefined
   if (!labInstalled() && process.env.CI === 'true') spawnSync('bash', [join(ROOT, 'test/lab/install.sh')], { stdio: 'inherit' })
   if (!labInstalled()) {
     console.log('SKIPPED GROUP: targets on real Swift, S3 and Keystone — install them with test/lab/install.sh')
     return undefined
   }
+  if (!uses('sharedLab')) return undefined
   const lab = await startLab({ directory: mkdtempSync(join(tmpdir(), 'roost-lab-')), services: ['swift', 'keystone'] })
   writeFileSync(join(lab.directory, 'lab.json'), JSON.stringify(lab), { mode: 0o600 })
   return lab

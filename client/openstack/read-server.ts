@@ -5,7 +5,7 @@ import type { Cloud, CloudService, Json } from '../../src/openstack/cloud.js'
 import { CloudError } from '../../src/openstack/cloud-error.js'
 import type { NovaDescription } from '../machine/machine-description.js'
 import { record, records, text, textMap, texts, whole } from './json-parts.js'
-import { METADATA_KEY } from './run-mark.js'
+import { METADATA_KEY, parseMark } from './run-mark.js'
 
 /** Of servers' records: secrets, and links that lead nowhere later. */
 const LEFT_OUT = ['adminPass', 'links', 'OS-EXT-SRV-ATTR:user_data']
@@ -28,7 +28,7 @@ export async function readServer(cloud: Cloud, serverId: string, signal: AbortSi
   const projectId = text(server['tenant_id']), keyName = text(server['key_name']), userData = text(server[USER_DATA])
   const availabilityZone = text(server['OS-EXT-AZ:availability_zone'])
   return {
-    serverId: id, ...(projectId && { projectId }), server: Object.fromEntries(Object.entries(server).filter(([name]) => !LEFT_OUT.includes(name))),
+    serverId: id, ...(projectId && { projectId }), server: recordOf(server),
     flavor, ...(image && { image }), ...(keyName && { keyName }),
     securityGroups: [...new Set(records(server['security_groups']).flatMap(({ name }) => text(name) ?? []))],
     metadata, tags, ports, volumes, ...(availabilityZone && { availabilityZone }),
@@ -36,6 +36,12 @@ export async function readServer(cloud: Cloud, serverId: string, signal: AbortSi
   }
 }
 
+/** As Nova gave it, but for what is left out and for the lock of this very run. */
+function recordOf(server: Json): Json {
+  const kept = Object.fromEntries(Object.entries(server).filter(([name]) => !LEFT_OUT.includes(name)))
+  const { [METADATA_KEY]: _mark, ...metadata } = record(server['metadata'])
+  return { ...kept, metadata, ...(parseMark(server['locked_reason']) === undefined ? {} : { locked: false, locked_reason: null }) }
+}
 class ServerReader {
   readonly warnings: string[] = []
   constructor(readonly cloud: Cloud, readonly signal: AbortSignal) {}

@@ -132,6 +132,9 @@ connection = sqlite:///$N/nova_api.db?timeout=30
 lock_path = $N/tmp
 [oslo_policy]
 policy_dirs = $N/policy.d
+# what Nova has by itself since 2023: who may read may not lock
+enforce_new_defaults = true
+enforce_scope = true
 [api]
 local_metadata_per_cell = false
 [placement]
