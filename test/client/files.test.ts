@@ -9,6 +9,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
+import type { RateLimiter } from '../../src/core/rate-limit.js'
 import { isErrno } from '../../src/core/errors.js'
 import { chunkKey, type ChunkId } from '../../src/core/ids.js'
 import type { ChunkerParameters } from '../../src/core/messages.js'
@@ -27,7 +28,7 @@ const PARAMETERS: ChunkerParameters =
 const FAR_FUTURE_MS = 4_000_000_000_000
 
 interface Scan { root: ChunkId; chunks: MemoryChunks; sink: MemorySink; counters: ScanCounters; problems: SourceProblem[]; nodeCalls: number[] }
-interface ScanOptions { parent?: Scan; startedAtMs?: number; signal?: AbortSignal; sink?: MemorySink }
+interface ScanOptions { parent?: Scan; startedAtMs?: number; signal?: AbortSignal; sink?: MemorySink; limitRead?: RateLimiter }
 
 function scratch(t: TestContext): string {
   const directory = mkdtempSync(join(tmpdir(), 'roost-files-'))
@@ -44,6 +45,7 @@ async function scan(paths: string | readonly (string | Buffer)[], config: Partia
     sink, counters, report: (problem) => { problems.push(problem) }, at: () => {}, note: () => {}, signal: options.signal ?? new AbortController().signal,
     parent: nodes === undefined ? undefined
       : { root: options.parent!.root, nodes, startedAtMs: options.startedAtMs ?? FAR_FUTURE_MS },
+    ...(options.limitRead === undefined ? {} : { limitRead: options.limitRead }),
   }, PARAMETERS)
   return { root, chunks: sink.chunks, sink, counters, problems, nodeCalls: nodes?.calls ?? [] }
 }
@@ -406,4 +408,12 @@ test('a failure of the sink is not taken for a problem of a path', async (t) => 
   const at = scratch(t)
   writeFileSync(`${at}/f`, 'x')
   await assert.rejects(scan(at, {}, { sink: new MeddlingSink(() => { throw new Error('the server is gone') }) }), /server is gone/)
+})
+
+test('reading is limited before it happens: every byte that is read was asked for', async (t) => {
+  const directory = scratch(t)
+  for (const bytes of [0, 1, 70_000, 1_500_000]) writeFileSync(join(directory, `${bytes}`), Buffer.alloc(bytes, 7))
+  let asked = 0
+  const { counters } = await scan(directory, {}, { limitRead: { bytesPerSecond: 1, pieceBytes: 1, take: async (bytes) => { asked += bytes } } })
+  assert.deepEqual([asked, counters.bytesRead], [1_570_001, 1_570_001])
 })

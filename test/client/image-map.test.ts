@@ -151,3 +151,13 @@ test('a parent whose nodes are lost, or a map that is refused, leads to a full r
   const down = new RoostError('SERVER_BUSY', 'busy')
   await assert.rejects(scan(source(), chunks, first.result.content, { parent: { content: first.result.content, nodes: { readNodes: () => Promise.reject(down) } } }), down)
 })
+
+test('reading is limited before it happens: every byte that is read was asked for', async () => {
+  for (const kind of ['direct', 'queued'] as const) {
+    const taken: number[] = []
+    const limit = { bytesPerSecond: 1, pieceBytes: 1, take: async (bytes: number) => { taken.push(bytes) } }
+    const source = new MappedSource({ bytes: Buffer.alloc(50 * CHUNK + 7, 1), blockBytes: BLOCK, kind })
+    const { context } = await scan(source, new MemoryChunks(), undefined, { limit })
+    assert.equal(taken.reduce((sum, bytes) => sum + bytes, 0), context.counters.bytesRead, kind)
+  }
+})

@@ -239,7 +239,7 @@ function tellReport(context: CommandContext, report: BackupReport): ExitCode {
   for (const disk of disksOf(report.record.description)) context.output.note(toldDisk(disk))
   if (report.inSpool) context.output.line('It is safe in the server\'s spool and goes to its targets from there; `roost snapshots` shows when it is.')
   if (report.problems > 0) context.output.warn(
-    `${formatCount(report.problems)} path${report.problems === 1 ? ' is' : 's are'} not in the snapshot as they should be; see above.`)
+    `${formatCount(report.problems)} problem${report.problems === 1 ? '' : 's'}; see above.`)
   return report.exitCode
 }
 function toldDisk(disk: DiskReport): string {

@@ -1,0 +1,357 @@
+/** Disks that are not plain files: image formats and their backing files, NBD exports with and without dirty bitmaps, LVM snapshots. Real servers of NBD. */
+import assert from 'node:assert/strict'
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { chmodSync, closeSync, existsSync, ftruncateSync, mkdirSync, openSync, readFileSync, readdirSync, writeFileSync, writeSync } from 'node:fs'
+import { connect } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { describe, test, type TestContext } from 'node:test'
+import { noise } from '../support/odd-tree.js'
+import { hasTool, openWorld, tool, type RoostWorld } from '../support/run-roost.js'
+
+const KiB = 1024
+const MiB = 1024 * KiB
+
+const lacking = ['qemu-img', 'qemu-nbd', 'qemu-io', 'nbdkit'].filter((name) => !hasTool(name))
+const skip = lacking.length === 0 ? false : `SKIPPED GROUP: sources of blocks — not installed: ${lacking.join(', ')}`
+if (skip !== false) console.log(skip)
+
+interface Disk { readonly name: string; readonly imageBytes: number; readonly read: string; readonly reason?: string; readonly dirtyBytes: number; readonly cleanBytes: number
+  readonly auditedBytes: number; readonly auditMismatches: number }
+interface Saved { readonly id: string; readonly disks: readonly Disk[]; readonly statistics: Record<string, number>; readonly problems: number }
+const savedOf = (lines: readonly Record<string, unknown>[]): Saved => lines.find((line) => line['type'] === 'snapshot') as unknown as Saved
+async function backup(world: RoostWorld, ...args: readonly string[]): Promise<Saved> { return savedOf(await world.json(['backup', ...args])) }
+
+/** Noise here and there in a sparse file. */
+function rawImage(world: RoostWorld, name: string, bytes: number): string {
+  const path = world.path(name)
+  const fd = openSync(path, 'w')
+  ftruncateSync(fd, bytes)
+  for (let at = 0; at < bytes; at += 11 * MiB) writeSync(fd, noise(MiB, at + 1), 0, Math.min(MiB, bytes - at), at)
+  closeSync(fd)
+  return path
+}
+const qemuIo = (image: string, ...commands: readonly string[]): void => {
+  tool('qemu-io', ['-f', image.endsWith('.qcow2') ? 'qcow2' : 'raw', ...commands.flatMap((command) => ['-c', command]), image])
+}
+/** Restores one disk of a snapshot and compares it with what QEMU reads of an image. */
+async function assertSame(world: RoostWorld, snapshot: string, image: string, format: string, entry?: string): Promise<void> {
+  const path = world.path(`back-${snapshot.slice(0, 8)}-${entry ?? ''}.raw`)
+  await world.ok(['restore', entry === undefined ? snapshot : `${snapshot}:/${entry}`, '--to-file', path])
+  assert.match(tool('qemu-img', ['compare', '-f', format, '-F', 'raw', image, path]), /identical/)
+}
+async function startServer(t: TestContext, command: string, args: readonly string[], socket: string): Promise<ChildProcess> {
+  const child = spawn(command, [...args], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let errors = ''
+  child.stderr!.on('data', (bytes: Buffer) => { errors += bytes.toString() })
+  t.after(() => { child.kill('SIGKILL') })
+  for (let attempt = 0; attempt < 400; attempt++) {
+    const isThere = await new Promise<boolean>((resolve) => {
+      const probe = connect(socket, () => { probe.destroy(); resolve(true) })
+      probe.on('error', () => { resolve(false) })
+    })
+    if (isThere) return child
+    if (child.exitCode !== null) throw new Error(`${command} ended: ${errors}`)
+    await new Promise((resolve) => setTimeout(resolve, 25))
+  }
+  throw new Error(`${command} does not listen: ${errors}`)
+}
+const privateDisks = (): string[] => readdirSync(tmpdir()).filter((name) => name.startsWith('roost-disk-'))
+
+describe('image files', { skip }, () => {
+  test('a qcow2 image with backing files of other formats comes back as QEMU reads it', async (t) => {
+    const world = await openWorld(t)
+    const before = privateDisks()
+    const base = rawImage(world, 'base.raw', 64 * MiB)
+    const middle = world.path('middle.qcow2')
+    const top = world.path('web1.qcow2')
+    tool('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', middle, '80M'])
+    qemuIo(middle, 'write -P 0x11 3M 300k', 'write -z 22M 1M')
+    tool('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', 'middle.qcow2', '-F', 'qcow2', top])
+    qemuIo(top, 'write -P 0x22 70M 64k', 'write -P 0x33 3M 4k', 'discard 33M 1M')
+    const first = await backup(world, '--image', top, '--source', 'web1')
+    assert.deepEqual(first.disks.map(({ name, imageBytes, read }) => [name, imageBytes, read]), [['web1', 80 * MiB, 'full']])
+    assert.ok(first.statistics['bytesRead']! < 12 * MiB, 'holes of all of them are not read')
+    await assertSame(world, first.id, top, 'qcow2')
+    qemuIo(top, 'write -P 0x44 50M 4k')
+    const second = await backup(world, '--image', top, '--source', 'web1')
+    assert.equal(second.statistics['chunksSent']! <= 5, true, `${second.statistics['chunksSent']!} chunks: the one, and what leads to it`)
+    await assertSame(world, second.id, top, 'qcow2')
+    assert.deepEqual(privateDisks(), before, 'no server and no socket is left')
+  })
+  test('other formats are read by their names, several at once, each under a name of its own', async (t) => {
+    const world = await openWorld(t)
+    const raw = rawImage(world, 'data.raw', 40 * MiB)
+    const images = ['vmdk', 'vdi', 'vhdx', 'qed'].map((format) => {
+      const path = world.path(`disk-${format}.${format}`)
+      tool('qemu-img', ['convert', '-f', 'raw', '-O', format, raw, path])
+      return { format, path }
+    })
+    const saved = await backup(world, ...images.flatMap(({ path, format }) => ['--image', `${format}=${path}`]), '--image', raw, '--source', 'many')
+    assert.deepEqual(saved.disks.map(({ name }) => name), ['vmdk', 'vdi', 'vhdx', 'qed', 'data.raw'])
+    for (const { format, path } of images) await assertSame(world, saved.id, path, format, format)
+    await assertSame(world, saved.id, raw, 'raw', 'data.raw')
+    assert.ok(saved.statistics['bytesSent']! < 6 * MiB, 'they are the same disk five times, stored once')
+    const twice = await world.run(['backup', '--image', images[0]!.path, '--image', images[0]!.path])
+    assert.deepEqual([twice.code, /name them/.test(twice.stderr)], [2, true])
+  })
+  test('content is never believed: a raw disk with a qcow2 header is refused unless somebody says what it is', async (t) => {
+    const world = await openWorld(t)
+    const secret = world.path('secret')
+    writeFileSync(secret, 'secret'.repeat(10_000))
+    const disk = world.path('disk')
+    tool('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', secret, '-F', 'raw', disk])
+    const refused = await world.run(['backup', '--image', disk])
+    assert.equal(refused.code, 1)
+    assert.match(refused.stderr, /begins like a qcow2 image.*--format qcow2.*--format raw/)
+    const saved = await backup(world, '--image', disk, '--format', 'raw', '--source', 's')
+    await world.ok(['restore', saved.id, '--to-file', world.path('back')])
+    assert.ok(readFileSync(world.path('back')).equals(readFileSync(disk)), 'raw: its bytes, and nothing of the secret')
+  })
+  test('an image that names files which nobody vouches for is refused: no format, another protocol, data elsewhere', async (t) => {
+    const world = await openWorld(t)
+    const base = rawImage(world, 'base.raw', MiB)
+    for (const [name, make, why] of [
+      ['unsaid', (path: string) => {
+        tool('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', path])
+        // The header extension with the format is made one that nobody knows, as in images of before there was one.
+        const bytes = readFileSync(path)
+        const at = bytes.indexOf(Buffer.from([0xe2, 0x79, 0x2a, 0xca]))
+        assert.ok(at > 0)
+        bytes.writeUInt32BE(0x12345678, at)
+        writeFileSync(path, bytes)
+      }, /does not say of which format/],
+      ['protocol', (path: string) => { tool('qemu-img', ['create', '-q', '-u', '-f', 'qcow2', '-b', 'nbd://localhost:1/x', '-F', 'raw', path, '1M']) }, /is no plain file/],
+      ['json', (path: string) => { tool('qemu-img', ['create', '-q', '-u', '-f', 'qcow2', '-b', `json:{"driver":"raw","file":{"driver":"file","filename":"${base}"}}`, '-F', 'raw', path, '1M']) }, /is no plain file/],
+      ['elsewhere', (path: string) => { tool('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', `data_file=${world.path('d.raw')},data_file_raw=on`, path, '1M']) }, /its data is in another file/],
+    ] as const) {
+      const path = world.path(`${name}.qcow2`)
+      make(path)
+      const { code, stderr } = await world.run(['backup', '--image', path])
+      assert.equal(code, 1, name)
+      assert.match(stderr, why, name)
+    }
+  })
+  test('an image that a machine has open is refused, raw or not', async (t) => {
+    const world = await openWorld(t)
+    const raw = rawImage(world, 'disk.raw', 4 * MiB)
+    const qcow2 = world.path('disk.qcow2')
+    tool('qemu-img', ['create', '-q', '-f', 'qcow2', qcow2, '4M'])
+    for (const [path, format] of [[raw, 'raw'], [qcow2, 'qcow2']] as const) {
+      await startServer(t, 'qemu-nbd', ['-t', '-f', format, '-k', world.path(`${format}.sock`), path], world.path(`${format}.sock`))
+      const { code, stderr } = await world.run(['backup', '--image', path])
+      assert.equal(code, 1)
+      assert.match(stderr, /is in use by a machine that runs/)
+      assert.match(stderr, /--vm/)
+    }
+  })
+  test('the private server ends with a backup that is killed or interrupted', async (t) => {
+    const world = await openWorld(t)
+    const before = privateDisks()
+    const image = world.path('disk.qcow2')
+    tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 64 * MiB), image])
+    for (const signal of ['SIGKILL', 'SIGINT'] as const) {
+      const child = world.start(['backup', '--image', image, '--limit-read', '100K', '--nice', '7', '--source', 'slow'])
+      const running = (): boolean => spawnSync('pgrep', ['-f', `qemu-nbd .*${image}`]).status === 0
+      while (!running()) { assert.equal(child.exitCode, null); await new Promise((resolve) => setTimeout(resolve, 20)) }
+      // Its first reads are limited: it cannot have come to its end, and after them it holds its server.
+      await new Promise((resolve) => setTimeout(resolve, 700))
+      assert.equal(readFileSync(`/proc/${child.pid!}/stat`, 'latin1').replace(/^.*\) /s, '').split(' ')[16], '7')
+      const ended = new Promise((resolve) => child.once('exit', resolve))
+      child.kill(signal)
+      await ended
+      for (let attempt = 0; running(); attempt++) {
+        assert.ok(attempt < 400, 'qemu-nbd is gone')
+        await new Promise((resolve) => setTimeout(resolve, 25))
+      }
+      if (signal === 'SIGINT') assert.equal(privateDisks().length, before.length + 1, 'the killed one left its empty directory, the interrupted one nothing')
+    }
+  })
+})
+
+describe('NBD exports', { skip }, () => {
+  test('of qemu-nbd and nbdkit are read right: whatever block sizes, delays and errors in between', async (t) => {
+    const world = await openWorld(t)
+    const image = rawImage(world, 'disk.raw', 24 * MiB + 4096)
+    const socket = world.path('s')
+    const cases: readonly (readonly [string, string, readonly string[]])[] = [
+      ['qemu-nbd', 'qemu-nbd', ['-t', '-r', '-f', 'raw', '-x', 'a/b c', '-k', socket, image]],
+      ['nbdkit', 'nbdkit', ['-f', '-r', '-U', socket, 'file', image]],
+      ['without extents', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=noextents', 'file', image]],
+      ['without structure', 'nbdkit', ['-f', '-r', '-U', socket, '--no-sr', 'file', image]],
+      ['large blocks only', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=blocksize-policy', 'file', image, 'blocksize-minimum=4096', 'blocksize-preferred=4096', 'blocksize-maximum=65536', 'blocksize-error-policy=error']],
+      ['slow', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=delay', 'file', image, 'rdelay=5ms', 'delay-extents=5ms']],
+      ['with errors now and then', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=error', 'file', image, 'error-pread-rate=5%', 'error=EIO']],
+    ]
+    for (const [name, command, args] of cases) {
+      const server = await startServer(t, command, args, socket)
+      const uri = `nbd+unix:///${command === 'qemu-nbd' ? 'a/b%20c' : ''}?socket=${socket}`
+      const saved = await backup(world, '--image', uri, '--source', name)
+      await assertSame(world, saved.id, image, 'raw')
+      const gone = new Promise((resolve) => server.once('exit', resolve))
+      server.kill('SIGTERM')
+      await gone
+      spawnSync('rm', ['-f', socket])
+    }
+  })
+  test('that cannot be read in a place fail the backup with the place; no snapshot is made', async (t) => {
+    const world = await openWorld(t)
+    const image = rawImage(world, 'disk.raw', 24 * MiB)
+    const socket = world.path('s')
+    await startServer(t, 'nbdkit', ['-f', '-r', '-U', socket, 'eval', 'get_size=echo 25165824', 'pread=if [ $4 -le 12582912 ] && [ $(($4 + $3)) -gt 12582912 ]; then echo EIO bad sector >&2; exit 1; fi; ' +
+      `dd if=${image} skip=$4 count=$3 iflag=count_bytes,skip_bytes bs=64K status=none`], socket)
+    const { code, stderr } = await world.run(['backup', '--image', `nbd+unix:///?socket=${socket}`, '--source', 'bad'])
+    assert.equal(code, 1)
+    assert.match(stderr, /cannot read \d+ bytes at 12582912 of ""/)
+    assert.equal((await world.json(['snapshots', '--source', 'bad'])).filter((line) => line['id'] !== undefined).length, 0)
+  })
+  test('of roost itself, over TCP with TLS and not without', async (t) => {
+    const world = await openWorld(t)
+    const image = rawImage(world, 'disk.raw', 16 * MiB)
+    const first = await backup(world, '--image', image, '--source', 'one')
+    const pki = world.path('pki')
+    mkdirSync(pki)
+    const openssl = (...args: readonly string[]): void => { assert.equal(spawnSync('openssl', [...args], { cwd: pki, stdio: 'ignore' }).status, 0) }
+    const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'] as const
+    openssl('req', '-x509', ...key, '-days', '2', '-subj', '/CN=authority', '-keyout', 'ca-key.pem', '-out', 'ca-cert.pem')
+    writeFileSync(join(pki, 'extensions'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
+    for (const who of ['server', 'client']) {
+      openssl('req', ...key, '-subj', `/CN=${who}`, '-keyout', `${who}-key.pem`, '-out', `${who}.csr`)
+      openssl('x509', '-req', '-in', `${who}.csr`, '-CA', 'ca-cert.pem', '-CAkey', 'ca-key.pem', '-CAcreateserial', '-days', '2', '-extfile', 'extensions', '-out', `${who}-cert.pem`)
+    }
+    const serving = world.start(['nbd', first.id, '--listen', '127.0.0.1:0', '--tls-cert', join(pki, 'server-cert.pem'), '--tls-key', join(pki, 'server-key.pem'), '--tls-ca', join(pki, 'ca-cert.pem')], 'pipe')
+    t.after(() => { serving.kill('SIGKILL') })
+    const uri = await new Promise<string>((resolve) => serving.stdout!.once('data', (bytes: Buffer) => { resolve(bytes.toString().split('\n')[0]!) }))
+    const again = await backup(world, '--image', `back=${uri}disk.raw?tls-certificates=${pki}`, '--source', 'two')
+    assert.equal(again.statistics['bytesRead'], 2 * MiB, 'its holes are not read')
+    await assertSame(world, again.id, image, 'raw')
+    for (const [bad, why] of [[uri, /certificate/i], [uri.replace('nbds', 'nbd'), /wants TLS/]] as const) {
+      const { code, stderr } = await world.run(['backup', '--image', `x=${bad}disk.raw`, '--source', 'three'])
+      assert.equal(code, 1)
+      assert.match(stderr, why)
+    }
+    serving.kill('SIGINT')
+  })
+})
+
+describe('a dirty bitmap', { skip }, () => {
+  const CONTEXT = 'qemu:dirty-bitmap:b0'
+  const MAP = ['--dirty-map', CONTEXT] as const
+  interface MappedWorld { readonly world: RoostWorld; readonly image: string; readonly first: Saved }
+  async function prepare(t: TestContext): Promise<MappedWorld> {
+    const world = await openWorld(t)
+    const image = world.path('disk.qcow2')
+    tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 512 * MiB), image])
+    const first = await backup(world, '--image', image, '--source', 'vm')
+    tool('qemu-img', ['bitmap', '--add', '-f', 'qcow2', image, 'b0'])
+    return { world, image, first }
+  }
+  test('leads to what was written, and only that is read; the image is the machine\'s', async (t) => {
+    const { world, image, first } = await prepare(t)
+    qemuIo(image, 'write -P 1 100M 4k', 'write -P 2 300M 200k', 'write -z 22M 1M', 'discard 44M 1M')
+    const saved = await backup(world, '--image', image, '--source', 'vm', ...MAP, '--dirty-map-since', first.id, '--audit', '0')
+    const [disk] = saved.disks
+    assert.deepEqual([disk!.read, disk!.reason, disk!.auditedBytes, saved.problems], ['incremental', undefined, 0, 0])
+    assert.ok(saved.statistics['bytesRead']! <= 512 * KiB, `${saved.statistics['bytesRead']!} bytes read for 204 KiB of data`)
+    assert.equal(disk!.dirtyBytes, saved.statistics['bytesRead'])
+    await assertSame(world, saved.id, image, 'qcow2')
+    await world.ok(['check', '--read-data'])
+
+    // By a server of its own, with an audit.
+    const socket = world.path('s')
+    await startServer(t, 'qemu-nbd', ['-t', '-r', '-f', 'qcow2', '-B', 'b0', '-k', socket, image], socket)
+    const audited = await backup(world, '--image', `disk=nbd+unix:///?socket=${socket}`, '--source', 'vm', ...MAP, '--dirty-map-since', first.id, '--audit', '10')
+    assert.deepEqual([audited.disks[0]!.read, audited.disks[0]!.dirtyBytes, audited.problems], ['incremental', disk!.dirtyBytes, 0])
+    const share = audited.disks[0]!.auditedBytes / audited.disks[0]!.cleanBytes
+    assert.ok(share > 0.05 && share < 0.15, `${share} of what is clean was compared`)
+    assert.equal(audited.statistics['bytesRead'], audited.disks[0]!.dirtyBytes + audited.disks[0]!.auditedBytes)
+    await assertSame(world, audited.id, image, 'qcow2')
+  })
+  test('of another snapshot, or that the export does not have, is not used: all is read, and why is said', async (t) => {
+    const { world, image, first } = await prepare(t)
+    qemuIo(image, 'write -P 1 100M 4k')
+    const lacking = await backup(world, '--image', image, '--source', 'vm')
+    for (const [args, why] of [[['--dirty-map', 'qemu:dirty-bitmap:b0', '--dirty-map-since', first.id], undefined], [['--dirty-map', 'other:map', '--dirty-map-since', first.id], /does not offer/]] as const) {
+      const saved = await backup(world, '--image', image, '--source', 'vm', ...args)
+      if (why !== undefined) { assert.equal(saved.disks[0]!.read, 'full'); assert.match(saved.disks[0]!.reason!, why) }
+      else assert.equal(saved.disks[0]!.read, 'incremental')
+      await assertSame(world, saved.id, image, 'qcow2')
+    }
+    assert.equal(lacking.disks[0]!.read, 'full')
+    tool('qemu-img', ['resize', '-q', '-f', 'qcow2', image, '513M'])
+    const grown = await backup(world, '--image', image, '--source', 'vm', ...MAP, '--dirty-map-since', first.id)
+    assert.deepEqual([grown.disks[0]!.read, /its length has changed/.test(grown.disks[0]!.reason!)], ['full', true])
+    await assertSame(world, grown.id, image, 'qcow2')
+  })
+  test('that misses a write is found by an audit, told of, and the snapshot is right all the same', async (t) => {
+    const { world, image, first } = await prepare(t)
+    tool('qemu-img', ['bitmap', '--disable', '-f', 'qcow2', image, 'b0'])
+    qemuIo(image, 'write -P 7 200M 4k')
+    const result = await world.run(['backup', '--image', image, '--source', 'vm', ...MAP, '--dirty-map-since', first.id, '--audit', '100', '--json'])
+    assert.equal(result.code, 3)
+    const lines = result.stdout.trim().split('\n').map((line) => JSON.parse(line) as Record<string, unknown>)
+    assert.ok(lines.some((line) => line['type'] === 'problem' && line['reason'] === 'map-wrong' && /209715200/.test(line['message'] as string)))
+    const saved = savedOf(lines)
+    assert.deepEqual([saved.disks[0]!.read, saved.disks[0]!.auditMismatches], ['full', 1])
+    await assertSame(world, saved.id, image, 'qcow2')
+  })
+})
+
+describe('an LVM volume', () => {
+  /** lvs, lvcreate and lvremove over a folder: a volume is a file, its tags are in another. Device-mapper is not needed for what is ours in it. */
+  function fakeLvm(world: RoostWorld): { readonly environment: Record<string, string>; readonly group: string } {
+    const bin = world.path('bin')
+    const group = world.path('vg0')
+    mkdirSync(bin)
+    mkdirSync(group)
+    const script = (name: string, text: string): void => { writeFileSync(join(bin, name), `#!/bin/bash\necho "${name} $*" >> ${world.path('lvm.log')}\nset -e\ncd ${group}\n${text}`); chmodSync(join(bin, name), 0o755) }
+    script('lvs', `tag=""; names=""
+for word in "$@"; do case "$word" in lv_tags=*) tag=1;; vg0) names="$(ls | grep -v tags$ || true)";; ${group}/*|vg0/*) names="\${word##*/}";; esac; done
+[ -n "$names" ] || [ -n "$tag" ] || { echo "  Failed to find logical volume" >&2; exit 5; }
+first=1; echo '{"report":[{"lv":['
+for name in $names; do [ -e "$name" ] || { echo "  Failed to find logical volume \\"$name\\"" >&2; exit 5; }
+  tags="$(cat $name.tags 2>/dev/null || true)"; if [ -n "$tag" ] && [[ "$tags" != *roost.snapshot* ]]; then continue; fi
+  [ $first = 1 ] || echo ,; first=0
+  echo "{\\"vg_name\\":\\"vg0\\",\\"lv_name\\":\\"$name\\",\\"lv_path\\":\\"${group}/$name\\",\\"pool_lv\\":\\"\\",\\"lv_size\\":\\"$(stat -c %s $name)\\",\\"lv_tags\\":\\"$tags\\"}"
+done; echo ']}]}'`)
+    script('lvcreate', `tags=""; while [ $# -gt 0 ]; do case "$1" in --name) name="$2"; shift;; --addtag) tags="$tags,$2"; shift;; --permission|--size) shift;; --snapshot) ;; *) origin="\${1##*/}";; esac; shift; done
+[ ! -e fail-create ] || { echo "  insufficient free space" >&2; exit 5; }
+cp "$origin" "$name"; echo "\${tags#,}" > "$name.tags"`)
+    script('lvremove', `for word in "$@"; do case "$word" in vg0/*) name="\${word##*/}";; esac; done; rm "$name" "$name.tags"`)
+    return { environment: { PATH: `${bin}:${process.env['PATH'] ?? ''}` }, group }
+  }
+  const volumes = (group: string): string[] => readdirSync(group).sort()
+
+  test('is read from a snapshot that is removed afterwards, also when the backup fails; what a killed run left goes with the next', async (t) => {
+    const world = await openWorld(t)
+    const { environment, group } = fakeLvm(world)
+    writeFileSync(join(group, 'web1'), noise(2 * MiB, 3))
+    const args = ['backup', '--image', join(group, 'web1'), '--lvm-snapshot', '--source', 'lv', '--json'] as const
+    await world.ok(args, { environment })
+    assert.deepEqual(volumes(group), ['web1'])
+    const log = readFileSync(world.path('lvm.log'), 'utf8')
+    assert.match(log, /lvcreate --snapshot --name roost-web1-\d+ --permission r --addtag roost\.snapshot --addtag roost\.host\.\S+ --addtag roost\.run\.\S+ --size 256m vg0\/web1/)
+    await world.ok(['restore', 'latest', '--to-file', world.path('back')])
+    assert.ok(readFileSync(world.path('back')).equals(readFileSync(join(group, 'web1'))))
+
+    // Of a run that was killed: a process that there is no more. Of one that runs: ours here.
+    const [, host] = /--addtag (roost\.host\.\S+)/.exec(log)!
+    const start = readFileSync(`/proc/${process.pid}/stat`, 'latin1').replace(/^.*\) /s, '').split(' ')[19]!
+    const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
+    for (const [name, tags] of [['roost-web1-1', `roost.snapshot,${host!},roost.run.${process.pid}.${boot}.1`], ['roost-web1-2', `roost.snapshot,${host!},roost.run.${process.pid}.${boot}.${start}`],
+      ['roost-web1-3', `roost.snapshot,roost.host.elsewhere,roost.run.1.x.1`], ['roost-web1-4', 'roost.snapshot']] as const) {
+      writeFileSync(join(group, name), '')
+      writeFileSync(join(group, `${name}.tags`), tags)
+    }
+    const failed = await world.run([...args, '--chunk-size', '64K'], { environment: { ...environment, ROOST_REPOSITORY: `${world.url}/none` } })
+    assert.notEqual(failed.code, 0)
+    assert.deepEqual(volumes(group).filter((name) => !name.endsWith('.tags')), ['roost-web1-2', 'roost-web1-3', 'roost-web1-4', 'web1'], 'only what is ours and left is removed')
+
+    writeFileSync(join(group, 'fail-create'), '')
+    const full = await world.run(args, { environment })
+    assert.deepEqual([full.code, /insufficient free space/.test(full.stdout + full.stderr)], [1, true])
+    const none = await world.run(['backup', '--image', world.path('lvm.log'), '--lvm-snapshot'], { environment })
+    assert.match(none.stderr, /is no logical volume/)
+    assert.ok(!existsSync(join(group, 'nothing')))
+  })
+})
