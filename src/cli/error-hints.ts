@@ -33,6 +33,7 @@ export const ERROR_HINTS: Readonly<Record<ErrorCode, string>> = {
   SNAPSHOT_PROTECTED: '`roost snapshot unprotect ID` (an administrator) takes the protection back.',
   RETENTION_LOCKED: 'A retention lock ends by itself and binds administrators too; `roost snapshots` shows until when. docs/retention.md says whose clock counts.',
   REPLICA_CONFLICT: 'Find out which server signs with a key that is another\'s: docs/replication.md §Conflicts. Nothing was overwritten.',
+  BOOT_FAILED: 'Start it by hand and look: `roost boot SNAPSHOT`; docs/boot.md says what a test needs.',
   POLICY_KEEPS_NOTHING: 'State at least one --keep rule that fits; `roost forget --dry-run` shows what would happen. --keep-none consents.',
   INDEX_REBUILD_NEEDED: 'Run `roost rebuild`: it makes the index anew from the packs. No data is lost.',
   REPOSITORY_BUSY: '`roost jobs` shows what runs. Wait for it, or end it with `roost jobs cancel ID`, and run the command again.',

@@ -45,6 +45,7 @@ export const ERROR_CATALOGUE = {
   BODY_TOO_LARGE: { http: 413, retry: 'never', audience: 'client' },
   MEDIA_TYPE_UNSUPPORTED: { http: 415, retry: 'never', audience: 'client' },
   TREE_MALFORMED: { http: 422, retry: 'never', audience: 'client' },
+  BOOT_FAILED: { http: 422, retry: 'never', audience: 'operator' },
   POLICY_KEEPS_NOTHING: { http: 422, retry: 'never', audience: 'client' },
   LIMIT_EXCEEDED: { http: 422, retry: 'never', audience: 'client' },
   KEY_UNLOCK_FAILED: { http: 422, retry: 'never', audience: 'client' },

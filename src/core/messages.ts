@@ -274,7 +274,7 @@ export type MaintenanceEvent =
   | { readonly type: 'failed'; readonly error: WireError }
 
 /** Kinds of maintenance. Each run of one is a job with an id, whether a person asked for it or the schedule. */
-export const JOB_KINDS = ['gc', 'forget', 'check', 'rebuild', 'backfill', 'drain', 'replicate'] as const
+export const JOB_KINDS = ['gc', 'forget', 'check', 'rebuild', 'backfill', 'drain', 'replicate', 'boot-test'] as const
 export type JobKind = (typeof JOB_KINDS)[number]
 /** `interrupted`: the server ended before the run did; the next run does what is left. */
 export const JOB_STATES = ['running', 'done', 'failed', 'cancelled', 'interrupted'] as const

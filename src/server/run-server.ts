@@ -18,6 +18,7 @@ import { writePrivateFile } from './atomic-json-file.js'
 import { ALL_REPOSITORIES } from './authorize.js'
 import { checkServerConfig, type ServerConfig } from './config.js'
 import { lockDataDirectory, type DataLock } from './data-lock.js'
+import { bootTest, revokeOldBootTokens, type BootTester } from './jobs/boot-test-job.js'
 import { readJobFile, type JobDefinition } from './jobs/job-file.js'
 import { JobRegistry } from './jobs/job-registry.js'
 import { Scheduler } from './jobs/scheduler.js'
@@ -50,6 +51,8 @@ export interface RunServerDeps {
   openHost(options: OpenHostOptions): Promise<RepositoryHost>
   readonly clock?: Clock
   readonly random?: Random
+  /** What tests whether machines start; absent: jobs of that kind fail. */
+  readonly bootTester?: BootTester
   readonly logDestination?: NonNullable<LoggerOptions['destination']>
   /** Aborting it drains the server. Without one, SIGTERM and SIGINT do, and a second of them ends the drain at once. */
   readonly shutdown?: AbortSignal
@@ -114,18 +117,23 @@ async function start(config: ServerConfig, deps: RunServerDeps, context: StartCo
   const replicator = await Replicator.open({ directory: join(config.dataDirectory, REPLICATION_DIRECTORY), clock, random,
     store: await ReplicationStore.open(join(config.dataDirectory, REPLICATION_DIRECTORY, REPLICATIONS_FILE)) })
   await replicator.removeLeftovers()
+  await revokeOldBootTokens(tokens)
+  const scheme = context.tls === undefined ? 'http' : 'https'
   const jobs = opened.jobs = new JobRegistry({ directory: join(config.dataDirectory, JOBS_DIRECTORY), clock, random, log,
-    services: { replicate: (repository, options, signal) => replicator.run(repository, options, signal) } })
+    services: {
+      replicate: (repository, options, signal) => replicator.run(repository, options, signal),
+      bootTest: (repository, options, signal) => bootTest(repository, options, signal, { tokens, clock, url: () => urlOf(app, scheme), tester: deps.bootTester }),
+    } })
   const scheduler = new Scheduler({ definitions: context.jobs, host, registry: jobs, clock, random, log })
   const lifetimes = new RequestLifetimes()
   let draining = false
-  const app = opened.app = buildApp({
+  const app: FastifyInstance = opened.app = buildApp({
     host, tokens, clock, random, log, lifetimes, jobs, scheduler, replicator, isDraining: () => draining,
     admission: new Admission(clock, { bytesMax: config.admissionBytes }),
     ...(context.tls === undefined ? {} : { tls: context.tls }),
   })
   await app.listen({ host: config.host, port: config.port, listenTextResolver: () => 'listening' })
-  const url = urlOf(app, context.tls === undefined ? 'http' : 'https')
+  const url = urlOf(app, scheme)
   log.info({ url }, 'ready')
   warnOfUnknown(log, context.jobs, host)
   const scheduling = new AbortController()

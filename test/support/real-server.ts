@@ -26,7 +26,7 @@ import { TokenStore } from '../../src/server/token-store.js'
 import { HttpRepositoryClient } from '../../client/http-repository-client.js'
 import { verifiedChunks } from '../../client/read-chunks.js'
 import { Transport } from '../../src/protocol/transport.js'
-import { RawConnection, listen, temporaryDirectory } from './server-under-test.js'
+import { NO_SERVICES, RawConnection, listen, temporaryDirectory } from './server-under-test.js'
 
 export interface Asked { readonly status: number; readonly code: string | undefined; readonly body: Buffer }
 export interface Ask { readonly method?: string; readonly bearer?: string; readonly type?: string; readonly body?: Buffer; readonly headers?: Record<string, string> }
@@ -62,7 +62,7 @@ export async function realServer(t: TestContext, options: RealServerOptions = {}
   const log = createLogger({ level: 'debug', destination: { write: (line) => { logLines.push(line) } } })
   const replicator = await Replicator.open({ directory: join(directory, 'replication'), clock, random: systemRandom,
     store: await ReplicationStore.open(join(directory, 'replication', 'replications.json')) })
-  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log, services: { replicate: (repository, jobOptions, signal) => replicator.run(repository, jobOptions, signal) } })
+  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log, services: { ...NO_SERVICES, replicate: (repository, jobOptions, signal) => replicator.run(repository, jobOptions, signal) } })
   const scheduler = new Scheduler({ definitions: [], host, registry: jobs, clock, random: systemRandom, log })
   const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, replicator, isDraining: () => false })
   const port = await listen(app)

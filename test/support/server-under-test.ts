@@ -21,8 +21,9 @@ import { RequestLifetimes } from '../../src/server/request-lifetimes.js'
 import { TokenStore } from '../../src/server/token-store.js'
 import { FakeHost } from './fake-repository.js'
 
-/** For registries of tests that replicate nothing. */
-export const NO_SERVICES: JobServices = { replicate: async function* () { yield { type: 'done', problems: 0, counts: {} } } }
+/** For registries of tests that neither replicate nor start machines. */
+const nothing: JobServices['replicate'] = async function* () { yield { type: 'done', problems: 0, counts: {} } }
+export const NO_SERVICES: JobServices = { replicate: nothing, bootTest: nothing }
 
 export async function temporaryDirectory(t: TestContext): Promise<string> {
   const path = await mkdtemp(join(tmpdir(), 'roost-test-'))
@@ -56,7 +57,7 @@ export async function serverUnderTest(t: TestContext, options: ServerOptions = {
   const log = createLogger({ level: 'trace', destination: { write: (line) => { logLines.push(line) } } })
   const replicator = await Replicator.open({ directory: join(directory, 'replication'), clock, random: systemRandom,
     store: await ReplicationStore.open(join(directory, 'replication', 'replications.json')) })
-  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log, services: { replicate: (repository, options, signal) => replicator.run(repository, options, signal) } })
+  const jobs = new JobRegistry({ directory, clock, random: systemRandom, log, services: { ...NO_SERVICES, replicate: (repository, options, signal) => replicator.run(repository, options, signal) } })
   const scheduler = new Scheduler({ definitions: options.definitions ?? [], host, registry: jobs, clock, random: systemRandom, log })
   const app = buildApp({ host, tokens, clock, random: systemRandom, log, admission, lifetimes, jobs, scheduler, replicator, isDraining: () => drain.active })
   t.after(async () => {

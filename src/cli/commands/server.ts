@@ -25,7 +25,7 @@ export function registerServer(registry: Registry): void {
     .option('--commit-wait-seconds <seconds>', 'how long a commit waits for the targets before it answers "not yet"', countOption)
     .option('--admission-max <size>', 'bytes of request bodies held at once', sizeOption)
     .option('--drain-seconds <seconds>', 'how long a shutdown waits for requests', countOption)
-    .option('--jobs <file>', 'YAML with the jobs that run by themselves: forget, gc, check, backfill (ROOST_JOBS)')
+    .option('--jobs <file>', 'YAML with the jobs that run by themselves: forget, gc, check, backfill, replicate, boot-test (ROOST_JOBS)')
     .addOption(choiceOption('--log-level <level>', 'how much to log (ROOST_LOG_LEVEL)', LOG_LEVELS)),
   ['roost server --data /srv/roost', 'roost server --data /srv/roost --jobs /etc/roost/jobs.yaml',
     'roost server --data /srv/roost --listen 0.0.0.0:8470 --tls-cert cert.pem --tls-key key.pem']),
@@ -43,10 +43,13 @@ export function registerServer(registry: Registry): void {
 async function startServer(context: CommandContext, config: ServerConfig): Promise<RunningServer> {
   const { openRepositoryHost } = await import('../../repo/repository-host.js')
   const { collectGarbage } = await import('../../gc/collect.js')
+  const { runBootTestProcess } = await import('../boot-test-job.js')
   const { runServer } = await import('../../server/run-server.js')
   try {
     return await runServer(config, {
-      openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment(), collector: collectGarbage }), clock: context.clock, random: context.random, shutdown: context.signal })
+      openHost: (options) => openRepositoryHost({ ...options, environment: processEnvironment(), collector: collectGarbage }), clock: context.clock, random: context.random, shutdown: context.signal,
+      bootTester: (request, signal) => runBootTestProcess(request, context.runtime.environment, context.clock, signal),
+    })
   } catch (error) {
     if (error instanceof ServerConfigError || error instanceof DataLockedError) throw new UsageError(error.message, { cause: error })
     throw error

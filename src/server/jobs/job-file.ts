@@ -86,6 +86,8 @@ function parseDefinition(entry: unknown, nowMs: number, refuse: (problem: string
     const expected = rule(value)
     if (expected !== undefined) refuse(`"${key}" must be ${expected}.`)
   }
+  const wrong = JOB_KIND_TRAITS[kind].refuses?.(options)
+  if (wrong !== undefined) refuse(wrong)
   try {
     return { name, kind, schedule: parseCron(cron, timeZone, nowMs), jitterSeconds, options, ...(repository === undefined ? {} : { repository }) }
   } catch (error) {

@@ -1,6 +1,7 @@
 /** What kinds of maintenance there are: what each takes, how it runs, what it must not run beside, what ends it. A new kind is a row here. */
 import type { CheckOptions, CollectOptions, ForgetRequest, JobKind, JobOptions, MaintenanceEvent, TargetMode } from '../../core/messages.js'
 import type { Repository } from '../../repo/repository.js'
+import { BOOT_TIMEOUT_SECONDS_MAX } from './boot-test-job.js'
 
 /** Takes a value of an option, or says what it should have been. */
 type OptionRule = (value: unknown) => string | undefined
@@ -8,13 +9,23 @@ const flag: OptionRule = (value) => typeof value === 'boolean' ? undefined : 'tr
 const share: OptionRule = (value) => typeof value === 'number' && value >= 0 && value <= 1 ? undefined : 'a number from 0 to 1'
 const bytes: OptionRule = (value) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0 ? undefined : 'a whole number of bytes'
 const percent: OptionRule = (value) => typeof value === 'number' && value >= 0 && value <= 100 ? undefined : 'a number from 0 to 100'
+const seconds: OptionRule = (value) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0 && value <= BOOT_TIMEOUT_SECONDS_MAX ? undefined
+  : `a whole number of seconds up to ${BOOT_TIMEOUT_SECONDS_MAX}`
+const word: OptionRule = (value) => typeof value === 'string' && /^[A-Za-z0-9][A-Za-z0-9,=._-]*$/.test(value) ? undefined : 'a word such as tcg or kvm'
+const path: OptionRule = (value) => typeof value === 'string' && value.startsWith('/') ? undefined : 'an absolute path'
+const address: OptionRule = (value) => typeof value === 'string' && /^https?:\/\/[^/]+/.test(value) ? undefined : 'an address such as https://backup.example:8470'
 const name: OptionRule = (value) => typeof value === 'string' && value !== '' ? undefined : 'a name'
 
 /** What runs need besides their repository. */
-export interface JobServices { replicate(repository: Repository, options: JobOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent> }
+export interface JobServices {
+  replicate(repository: Repository, options: JobOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+  bootTest(repository: Repository, options: JobOptions, signal: AbortSignal): AsyncIterable<MaintenanceEvent>
+}
 export interface JobKindTraits {
   /** What the configuration may set; requests have schemas of their own. */
   readonly options: Readonly<Record<string, OptionRule>>
+  /** What is wrong with the options as a whole; absent: nothing can be. */
+  refuses?(options: JobOptions): string | undefined
   run(repository: Repository, options: JobOptions, signal: AbortSignal, services: JobServices): AsyncIterable<MaintenanceEvent>
   /** Kinds that must not run on the same repository meanwhile, besides its own. Said on one side, meant on both. */
   readonly excludes: readonly JobKind[]
@@ -60,6 +71,14 @@ export const JOB_KIND_TRAITS: Readonly<Record<JobKind, JobKindTraits>> = {
   replicate: {
     options: { replication: name }, excludes: ['rebuild'], apartBy: 'replication', endsWithAsker: () => false, goesOnByItself: false, schedulable: true,
     run: (repository, options, signal, services) => services.replicate(repository, options, signal),
+  },
+  'boot-test': {
+    options: { source: name, waitAgent: flag, waitSerial: name, waitSeconds: seconds, timeoutSeconds: seconds, memoryBytes: bytes, cpus: bytes, accel: word, firmware: path,
+      scratch: path, server: address },
+    refuses: ({ waitAgent, waitSerial, waitSeconds }) => [waitAgent === true, waitSerial !== undefined, waitSeconds !== undefined].filter(Boolean).length === 1 ? undefined
+      : 'say when the machine is up: waitAgent: true, waitSerial or waitSeconds (one of them).',
+    excludes: ['rebuild'], apartBy: 'source', endsWithAsker: () => true, goesOnByItself: false, schedulable: true,
+    run: (repository, options, signal, services) => services.bootTest(repository, options, signal),
   },
 }
 
