@@ -10,7 +10,7 @@ import { EventQueue } from './event-queue.js'
 import { isGone, replicateSnapshot, type SnapshotDeps } from './replicate-snapshot.js'
 import { chooseSnapshots, lagOf } from './select.js'
 import type { NearSide, ReplicationSide } from './side.js'
-import { Pace, REQUESTS_IN_FLIGHT_MAX } from './transfer.js'
+import { BODIES_IN_FLIGHT_MAX, Pace, REQUESTS_IN_FLIGHT_MAX } from './transfer.js'
 
 /** Sources under way at once: opening and committing waits for the network, too. */
 const SOURCES_IN_FLIGHT_MAX = 4
@@ -52,7 +52,7 @@ export async function* runReplication(run: ReplicationRun, signal: AbortSignal):
       ...(state.snapshot === undefined ? {} : { snapshot: state.snapshot }) })
   }
   const events = new EventQueue<MaintenanceEvent>()
-  const deps: SnapshotDeps = { source: run.source, sink: run.sink, near: run.near, slots: new Semaphore(REQUESTS_IN_FLIGHT_MAX), counts, pace: new Pace(),
+  const deps: SnapshotDeps = { source: run.source, sink: run.sink, near: run.near, slots: { requests: new Semaphore(REQUESTS_IN_FLIGHT_MAX), bodies: new Semaphore(BODIES_IN_FLIGHT_MAX) }, counts, pace: new Pace(),
     limiter: run.bytesPerSecondMax > 0 ? rateLimiter(run.bytesPerSecondMax, run.clock) : undefined,
     onProgress: () => { tellProgress(); events.replace({ type: 'progress', phase: 'bytes', done: counts.wireBytes, total: counts.wireBytes }) } }
   const one = async (outline: SnapshotOutline, bases: readonly string[], stop: AbortSignal): Promise<boolean> => {

@@ -1,7 +1,7 @@
 /** Moves chunks from one side to the other: requests in flight bounded by what they bring, each chunk verified by the side that keeps it.
  *
  *  Latency does not rule: several requests are under way, each for some megabytes. A chunk that arrives damaged is asked for again; it is never kept.
- *  Memory: two bodies a request in flight. */
+ *  Memory: a body for each request and each body in flight. */
 import { bytesOfGroup, GROUP_CODECS, openGroup, rawBytesOf, type ChunkGroup } from '../core/chunk-groups.js'
 import { Semaphore } from '../core/concurrency.js'
 import { hasCode, RoostError } from '../core/errors.js'
@@ -13,14 +13,16 @@ import type { SessionId } from '../core/ids.js'
 import type { ReplicationSide } from './side.js'
 
 /** Requests of one run under way at once, over all snapshots. */
-export const REQUESTS_IN_FLIGHT_MAX = 6
-/** What one request asks for: enough that its waiting is small beside its data. */
-const REQUEST_RAW_BYTES = 12 * MiB
-const REQUEST_IDS_MIN = 16
-/** Groups are put on together up to this: a block of the sink's packs. More would be lost with a server that dies. */
-const BODY_RAW_BYTES = LIMITS.blockRawBytesTarget
+export const REQUESTS_IN_FLIGHT_MAX = 8
+/** Bodies on their way to the sink at once, over all snapshots: as many as a session takes. */
+export const BODIES_IN_FLIGHT_MAX = LIMITS.sessionBodiesInFlightMax
+/** What one request asks for: with all of them under way, far more than a network holds. */
+const REQUEST_RAW_BYTES = 6 * MiB
+const REQUEST_IDS_MIN = 4
+/** Groups are put on together up to this: a block of the sink's packs or two. More would be lost with a server that dies. */
+const BODY_RAW_BYTES = 4 * MiB
 /** Before anything is known of a repository's chunks. */
-const CHUNK_BYTES_GUESS = 128 * KiB
+const CHUNK_BYTES_GUESS = 512 * KiB
 /** Ids that wait for their request; who brings more waits. */
 const WAITING_IDS_MAX = 32_768
 /** Times that one chunk is asked for before its damage counts as lasting. */
@@ -33,7 +35,8 @@ export interface TransferDeps {
   /** Opened anew when it was lost. */
   readonly sending: { readonly sessionId: SessionId; reopen(lost: SessionId): Promise<void> }
   readonly receiving: SessionId
-  readonly slots: Semaphore
+  /** Of requests, and of bodies. */
+  readonly slots: { readonly requests: Semaphore; readonly bodies: Semaphore }
   readonly limiter: RateLimiter | undefined
   readonly counts: TransferCounts
   readonly pace: Pace
@@ -45,7 +48,7 @@ export class Pace {
   #bytes = 0
   note(chunks: number, bytes: number): void { this.#chunks += chunks; this.#bytes += bytes }
   get idsPerRequest(): number {
-    const average = this.#chunks < 32 ? CHUNK_BYTES_GUESS : Math.max(1, this.#bytes / this.#chunks)
+    const average = this.#chunks < 8 ? CHUNK_BYTES_GUESS : Math.max(1, this.#bytes / this.#chunks)
     return Math.min(LIMITS.readIdsMax, Math.max(REQUEST_IDS_MIN, Math.floor(REQUEST_RAW_BYTES / average)))
   }
 }
@@ -57,6 +60,8 @@ export class Transfer {
   readonly #running = new Set<Promise<void>>()
   #waiting: ChunkKey[] = []
   #failure: unknown
+  /** Nothing is added any more: a small rest need not wait for company. */
+  #isLast = false
   #wake: (() => void)[] = []
 
   constructor(deps: TransferDeps, signal: AbortSignal) {
@@ -67,13 +72,14 @@ export class Transfer {
   /** Resolves when there is room for more. @throws what an earlier request failed with */
   async add(keys: readonly ChunkKey[]): Promise<void> {
     for (const key of keys) this.#waiting.push(key)
-    this.#begin(false)
+    this.#begin()
     while (this.#waiting.length > WAITING_IDS_MAX && this.#failure === undefined) await new Promise<void>((resolve) => { this.#wake.push(resolve) })
     this.#throwIfFailed()
   }
   /** Resolves when everything that was added is on the other side. */
   async drain(): Promise<void> {
-    this.#begin(true)
+    this.#isLast = true
+    this.#begin()
     while (this.#running.size > 0) await Promise.all(this.#running)
     this.#throwIfFailed()
   }
@@ -87,9 +93,9 @@ export class Transfer {
     if (this.#failure !== undefined) throw this.#failure
   }
   /** As many requests as there are ids for; a small rest waits for its company. */
-  #begin(isLast: boolean): void {
+  #begin(): void {
     const size = this.#deps.pace.idsPerRequest
-    while (this.#failure === undefined && this.#running.size < REQUESTS_IN_FLIGHT_MAX && this.#waiting.length > 0 && (isLast || this.#waiting.length >= size)) {
+    while (this.#failure === undefined && this.#running.size < REQUESTS_IN_FLIGHT_MAX && this.#waiting.length > 0 && (this.#isLast || this.#waiting.length >= size)) {
       const keys = this.#waiting.splice(0, size)
       const running: Promise<void> = this.#request(keys).catch((error: unknown) => {
         this.#failure ??= error
@@ -97,17 +103,17 @@ export class Transfer {
       }).finally(() => {
         this.#running.delete(running)
         for (const wake of this.#wake.splice(0)) wake()
-        this.#begin(isLast)
+        this.#begin()
       })
       this.#running.add(running)
     }
   }
   async #request(keys: readonly ChunkKey[]): Promise<void> {
-    await this.#deps.slots.acquire(1, this.#signal)
+    await this.#deps.slots.requests.acquire(1, this.#signal)
     try {
       await moveChunks(this.#deps, keys, this.#signal)
     } finally {
-      this.#deps.slots.release()
+      this.#deps.slots.requests.release()
     }
   }
 }
@@ -126,26 +132,27 @@ export async function moveChunks(deps: TransferDeps, keys: readonly ChunkKey[], 
 }
 /** @returns what is still due: cut off, or damaged on the way. */
 async function moveOnce(deps: TransferDeps, due: Set<ChunkKey>, signal: AbortSignal, onKept?: (chunks: readonly Buffer[]) => Promise<void>): Promise<Set<ChunkKey>> {
-  const { source, sending, limiter, counts, pace } = deps
+  const { source, sending, limiter, counts, pace, slots } = deps
   const left = new Set(due)
   const { sessionId } = sending
   let body: ChunkGroup[] = [], bodyBytes = 0
-  /** One body is put on while the next one arrives. */
-  let putting: Promise<void> = Promise.resolve()
+  /** Bodies are put on while the next ones arrive, as long as there is room for them on the way. */
+  const putting: Promise<void>[] = []
+  let failure: { readonly error: unknown } | undefined
   const put = async (): Promise<void> => {
-    await putting
     if (body.length === 0) return
     const groups = body
     body = []
     bodyBytes = 0
-    putting = putGroups(deps, groups, signal, onKept).then((kept) => {
+    await slots.bodies.acquire(1, signal)
+    putting.push(putGroups(deps, groups, signal, onKept).then((kept) => {
       for (const key of kept) left.delete(key)
       deps.onProgress()
-    })
-    putting.catch(() => undefined) // awaited before the next, and at the end
+    }).catch((error: unknown) => { failure ??= { error } }).finally(() => { slots.bodies.release() }))
   }
   try {
     for await (const group of source.fetch(sessionId, Buffer.concat([...due].map(chunkKeyToId)), signal)) {
+      if (failure !== undefined) break
       if (group.codec === GROUP_CODECS.absent) throw new RoostError('CHUNK_MISSING', 'The source lacks a chunk that its snapshot needs; run `roost check` there.',
         { chunk: formatChunkId(group.ids.subarray(0, CHUNK_ID_BYTES)) })
       counts.wireBytes += bytesOfGroup(group)
@@ -156,32 +163,20 @@ async function moveOnce(deps: TransferDeps, due: Set<ChunkKey>, signal: AbortSig
       body.push(group)
       bodyBytes += rawBytes
     }
-    await put()
-    await putting
   } catch (error) {
-    await putting.catch(() => undefined)
     signal.throwIfAborted()
-    if (hasCode(error, 'SESSION_LOST') && !await isSinkLost(deps, [...due][0]!)) await sending.reopen(sessionId)
+    if (hasCode(error, 'SESSION_LOST')) await sending.reopen(sessionId)
     else if (!isDamage(error)) throw error
-    putting = Promise.resolve()
-    await put() // what had come before it broke off
-    await putting
+  } finally {
+    // What had come before it broke off counts.
+    if (!signal.aborted) await put()
+    await Promise.all(putting)
   }
+  if (failure !== undefined) throw failure.error
   return left
 }
 /** What a network that changes bytes, or cuts them off, makes of a reply: worth asking again. */
 export const isDamage = (error: unknown): boolean => ['BODY_TRUNCATED', 'FRAME_MALFORMED'].some((code) => error instanceof RoostError && error.code === code)
-
-/** Which of the two sessions was it? */
-async function isSinkLost({ sink, receiving }: TransferDeps, any: ChunkKey): Promise<boolean> {
-  try {
-    await sink.hold(receiving, chunkKeyToId(any), AbortSignal.timeout(30_000))
-    return false
-  } catch (error) {
-    if (hasCode(error, 'SESSION_LOST')) return true
-    throw error
-  }
-}
 
 /** @returns the chunks that the sink keeps now. */
 async function putGroups({ sink, receiving, counts }: TransferDeps, groups: readonly ChunkGroup[], signal: AbortSignal, onKept?: (chunks: readonly Buffer[]) => Promise<void>): Promise<ChunkKey[]> {

@@ -226,6 +226,18 @@ function pins({ open }: IndexSubject): void {
     assert.deepEqual(await states(index, [1, 2]), [REF_STATES.inherited, REF_STATES.pinned])
   })
 
+  test('ids alone are pinned for those who may, and what is not there is not', async (t) => {
+    const index = await open(t)
+    await index.openSession(sessionRow(1))
+    await addPack(index, 1, entriesOf([1, 2]))
+    assert.deepEqual([...await index.pinIds(S1, idsOf([1, 9]))], [0b01])
+    assert.deepEqual(await states(index, [1, 2]), [REF_STATES.pinned, REF_STATES.unpinned])
+    await index.inheritRefs(S1, idsOf([1]))
+    await index.pinIds(S1, idsOf([1, 2]))
+    assert.deepEqual(await states(index, [1, 2]), [REF_STATES.inherited, REF_STATES.pinned])
+    await assert.rejects(index.pinIds(S2, idsOf([1])), { code: 'SESSION_LOST' })
+  })
+
   test('a reference of the other kind is wrongKind, pinned or not', async (t) => {
     const index = await open(t)
     await index.openSession(sessionRow(1))
@@ -432,6 +444,18 @@ function snapshots({ open }: IndexSubject): void {
     assert.equal((await index.commitSnapshot(emptySnapshot(4), null)).sequence, 1)
     assert.equal(await index.getSnapshot(snapshotIdOf(5)), undefined)
     assert.equal(await index.findSnapshotOfSession(S1), undefined)
+  })
+
+  test('a snapshot that came from elsewhere is found by the push that made it there, until it is deleted', async (t) => {
+    const index = await open(t)
+    await index.openSession(sessionRow(1))
+    const row = await index.commitSnapshot({ ...emptySnapshot(1), signer: 'ab'.repeat(32), arrivedAtMs: 7, originSession: S2 }, S1)
+    assert.deepEqual([row.signer, row.arrivedAtMs], ['ab'.repeat(32), 7])
+    assert.deepEqual(await index.findSnapshotOfSession(S2), row)
+    assert.deepEqual(await index.findSnapshotOfSession(S1), row)
+    assert.deepEqual(await index.listSnapshots({ limit: 5 }), [row])
+    await index.deleteSnapshot(row.snapshotId, Buffer.alloc(32))
+    assert.equal(await index.findSnapshotOfSession(S2), undefined)
   })
 
   test('a large record comes back byte for byte', async (t) => {

@@ -16,10 +16,13 @@ import { readRepositoryHeader, verifyRepositoryHeader, writeRepositoryHeader } f
 import { keySlotKey, HEADER_KEY } from '../../src/repo/layout.js'
 import { decodeSettings, encodeSettings } from '../../src/repo/retention/settings-format.js'
 import { unlockMasterKey } from '../../src/repo/key-slots.js'
-import { decodeSnapshotObject, parseRecord } from '../../src/repo/snapshot-format.js'
+import { decodeSnapshotObject, encodeSnapshotObject, parseRecord } from '../../src/repo/snapshot-format.js'
+import { systemRandom } from '../../src/core/random.js'
+import { decodeOrigin, encodeOrigin } from '../../src/repo/replica/origins.js'
+import { deriveRepositoryKeys, familyIdOf, unwrapFamilyKeys } from '../../src/repo/repository-keys.js'
 import { bytesBody } from '../../src/store/bytes-body.js'
 import { createMemoryStore } from '../../src/store/memory-store.js'
-import { CHUNKS, formatExamples, KEYS, MASTER_KEY, RECORD, REPOSITORY_ID } from '../support/format-examples.js'
+import { CHUNKS, formatExamples, KEYS, MASTER_KEY, ORIGIN_KEYS, ORIGIN_RECORD, RECORD, REPOSITORY_ID } from '../support/format-examples.js'
 
 /** The project's root, from wherever this file was built to. */
 const ROOT = ((): URL => {
@@ -58,6 +61,36 @@ describe('what was frozen', () => {
   test('a snapshot gives its record, signed', async () => {
     const id = parseSnapshotId('be4d7500273fe3d0e65216efc214affb59e74e922805536c79b62339cdface25')
     assert.deepEqual(parseRecord(decodeSnapshotObject(await fixture('snapshot-v1'), id, REPOSITORY_ID, KEYS)), RECORD)
+  })
+
+  test('a replicated snapshot gives its record, signed by whom it says', async () => {
+    const id = parseSnapshotId('d287a8b02e11be26311871165b73108760e4362da2a0cab7205497f665cde666')
+    const signed = decodeSnapshotObject(await fixture('snapshot-v2'), id, REPOSITORY_ID, KEYS)
+    assert.deepEqual(parseRecord(signed), ORIGIN_RECORD)
+    assert.deepEqual([signed.signer, signed.arrivedAtMs], [ORIGIN_KEYS.signing.publicKey.toString('hex'), 1_700_000_500_000])
+    const asOwn = encodeSnapshotObject({ snapshotId: signed.snapshotId, record: signed.record, signature: signed.signature }, REPOSITORY_ID, KEYS, systemRandom)
+    assert.throws(() => decodeSnapshotObject(asOwn, id, REPOSITORY_ID, KEYS), { code: 'SNAPSHOT_CORRUPT' })
+  })
+
+  test('a replica opens: its header is authentic, and the keys of its family and its origins are what they were', async () => {
+    const blocks = [...(await page('repository-v2')).matchAll(/```json\n([\s\S]*?)```/g)].map(([, json]) => json!)
+    const store = createMemoryStore()
+    await store.put(HEADER_KEY, bytesBody(Buffer.from(blocks[0]!)))
+    const { header, mac } = await readRepositoryHeader(store)
+    verifyRepositoryHeader(header, mac, MASTER_KEY)
+    const family = unwrapFamilyKeys(header.family!, MASTER_KEY)!
+    assert.deepEqual([family.dedupKey, family.gearSeed], [ORIGIN_KEYS.dedupKey, ORIGIN_KEYS.gearSeed])
+    assert.equal(unwrapFamilyKeys(header.family!, Buffer.alloc(32, 0x77)), undefined)
+    const keys = deriveRepositoryKeys(MASTER_KEY, family)
+    assert.deepEqual([keys.dedupKey, keys.packKey], [ORIGIN_KEYS.dedupKey, KEYS.packKey])
+    assert.equal(familyIdOf(keys), familyIdOf(ORIGIN_KEYS))
+    const again = createMemoryStore()
+    await writeRepositoryHeader(again, header, MASTER_KEY)
+    assert.equal((await again.getRange(HEADER_KEY, { offset: 0, bytes: blocks[0]!.length }))?.toString(), blocks[0])
+    const origin = decodeOrigin(Buffer.from(blocks[1]!), REPOSITORY_ID, keys.originsKey)
+    assert.equal(origin?.verifyKey, ORIGIN_KEYS.signing.publicKey.toString('hex'))
+    assert.equal(encodeOrigin(origin!, REPOSITORY_ID, keys.originsKey).toString(), blocks[1])
+    assert.equal(decodeOrigin(Buffer.from(blocks[1]!.replace('17000', '17001')), REPOSITORY_ID, keys.originsKey), undefined)
   })
 
   test('index rows give what they hold', async () => {

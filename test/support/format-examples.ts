@@ -21,6 +21,10 @@ export const RECORD: SnapshotRecord = {
   statistics: { files: 1, directories: 1, others: 0, sourceBytes: 5, bytesRead: 5, chunksTotal: 2, chunksSent: 2, bytesSent: 99, bytesOnWire: 99,
     errors: 0, durationMs: 7, cpuMs: 3 },
 }
+/** Another repository, whose snapshot the first one takes in; it is its replica. */
+export const ORIGIN_KEYS = deriveRepositoryKeys(Buffer.alloc(32, 0x77))
+export const ORIGIN_ID = parseRepositoryId('0f0e0d0c0b0a09080706050403020100')
+export const ORIGIN_RECORD: SnapshotRecord = { ...RECORD, repositoryId: ORIGIN_ID }
 const fixed = (byte: number) => ({ bytes: (count: number) => Buffer.alloc(count, byte), fraction: () => 0 })
 const idProofs = Buffer.concat(CHUNKS.map((chunk) => hashChunk(KEYS.dedupKey, chunk, CHUNK_KINDS.data)))
 
@@ -48,6 +52,8 @@ export function formatExamples(): ReadonlyMap<string, Buffer> {
       Buffer.from('body'))],
     ['pack-v1', pack.bytes],
     ['snapshot-v1', encodeSnapshotObject(signRecord(RECORD, KEYS), REPOSITORY_ID, KEYS, fixed(0x5a))],
+    ['snapshot-v2', encodeSnapshotObject({ ...signRecord(ORIGIN_RECORD, ORIGIN_KEYS), signer: ORIGIN_KEYS.signing.publicKey.toString('hex'), arrivedAtMs: 1_700_000_500_000 },
+      REPOSITORY_ID, KEYS, fixed(0x5a))],
     ['index-chunk-v1', chunkValue],
     ['index-pack-v1', packRow],
     ['index-pins-v1', encodePins(pinKey(Buffer.alloc(16, 0xcc), 7), { pinned: Uint8Array.of(0b11), inherited: Uint8Array.of(0b10) })],

@@ -15,6 +15,7 @@ import { collectGarbage } from '../../src/gc/collect.js'
 import type { ChunkIndex } from '../../src/index/chunk-index.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
 import { createRepository, openRepository, type OpenRepositoryDeps } from '../../src/repo/open-repository.js'
+import type { AcceptedFamily } from '../../src/repo/replica/family.js'
 import type { RepositoryEvent } from '../../src/repo/repository-parts.js'
 import type { FileEffects } from '../../src/store/file-effects.js'
 import type { ObjectStore } from '../../src/store/object-store.js'
@@ -59,7 +60,7 @@ export interface World {
   /** Of the repository that was opened last. */
   currentIndex(): ChunkIndex
   isDead(): boolean
-  create(request?: Partial<CreateRepositoryRequest>): Promise<void>
+  create(request?: Partial<CreateRepositoryRequest>, family?: AcceptedFamily): Promise<void>
   open(clean: boolean): Promise<LocalRepository>
 }
 export interface WorldOptions {
@@ -104,7 +105,7 @@ export async function buildWorld(t: { after(work: () => Promise<void>): void }, 
     } }),
   })
   return { directory, effects, index, events, currentIndex: () => current!, isDead: () => effects.isDead || index.isDead(),
-    create: (request) => createRepository(directory, { name: 'world', ...request }, depsFor(true)),
+    create: (request, family) => createRepository(directory, { name: 'world', ...request }, depsFor(true), family),
     open: async (clean) => {
       const repository = await openRepository(directory, depsFor(clean))
       await repository.loadState()
