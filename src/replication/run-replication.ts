@@ -52,7 +52,8 @@ export async function* runReplication(run: ReplicationRun, signal: AbortSignal):
       ...(state.snapshot === undefined ? {} : { snapshot: state.snapshot }) })
   }
   const events = new EventQueue<MaintenanceEvent>()
-  const deps: SnapshotDeps = { source: run.source, sink: run.sink, near: run.near, slots: { requests: new Semaphore(REQUESTS_IN_FLIGHT_MAX), bodies: new Semaphore(BODIES_IN_FLIGHT_MAX) }, counts, pace: new Pace(),
+  const deps: SnapshotDeps = { source: run.source, sink: run.sink, near: run.near, counts, pace: new Pace(),
+    slots: { requests: new Semaphore(REQUESTS_IN_FLIGHT_MAX), bodies: new Semaphore(BODIES_IN_FLIGHT_MAX) },
     limiter: run.bytesPerSecondMax > 0 ? rateLimiter(run.bytesPerSecondMax, run.clock) : undefined,
     onProgress: () => { tellProgress(); events.replace({ type: 'progress', phase: 'bytes', done: counts.wireBytes, total: counts.wireBytes }) } }
   const one = async (outline: SnapshotOutline, bases: readonly string[], stop: AbortSignal): Promise<boolean> => {
