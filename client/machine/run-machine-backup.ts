@@ -64,6 +64,8 @@ export interface MachineBackupReport extends BackupReport {
 
 /** QEMU's copy-before-write filter with on-cbw-error and the view of its moment. */
 const VERSION_MIN = 701
+/** What reading ends in when the moment is gone. */
+const LOST = ['NBD_FAILED', 'NBD_UNREACHABLE', 'NBD_BROKEN', 'NBD_REFUSED'] as const
 const STANDING_GRACE_MS = 10_000
 
 /** @throws {ClientError} MACHINE_*, QEMU_REFUSED, FLEECE_FAILED, WATCHDOG_FAILED, POINT_IN_TIME_LOST, and what runBackup throws */
@@ -265,7 +267,7 @@ async function takeAndPush(run: Run, preparation: Preparation, state: RunState, 
     return { ...report, moment }
   } catch (error) {
     signal.throwIfAborted()
-    if ((['NBD_FAILED', 'NBD_UNREACHABLE', 'NBD_BROKEN', 'NBD_REFUSED'] as const).some((code) => hasClientCode(error, code))) throw new ClientError('POINT_IN_TIME_LOST',
+    if (LOST.some((code) => hasClientCode(error, code))) throw new ClientError('POINT_IN_TIME_LOST',
       `${guard.problem() ?? 'The moment cannot be read any more: the fleece failed or took too long, or QEMU is gone.'} The machine is not affected.`, { cause: error })
     throw error
   } finally {

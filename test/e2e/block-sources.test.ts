@@ -56,9 +56,6 @@ async function startServer(t: TestContext, command: string, args: readonly strin
   }
   throw new Error(`${command} does not listen: ${errors}`)
 }
-function commandOf(pid: string): string {
-  try { return readFileSync(`/proc/${pid}/cmdline`, 'utf8') } catch { return '' } // it ended meanwhile
-}
 const privateDisks = (): string[] => readdirSync(tmpdir()).filter((name) => name.startsWith('roost-disk-'))
 
 describe('image files', { skip }, () => {
@@ -155,7 +152,7 @@ describe('image files', { skip }, () => {
     tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 64 * MiB), image])
     for (const signal of ['SIGKILL', 'SIGINT'] as const) {
       const child = world.start(['backup', '--image', image, '--limit-read', '100K', '--nice', '7', '--source', 'slow'])
-      const running = (): boolean => readdirSync('/proc').some((pid) => /^\d+$/.test(pid) && commandOf(pid).startsWith('qemu-nbd\0') && commandOf(pid).includes(image))
+      const running = (): boolean => spawnSync('pgrep', ['-f', `qemu-nbd .*${image}`]).status === 0
       while (!running()) { assert.equal(child.exitCode, null); await new Promise((resolve) => setTimeout(resolve, 20)) }
       // Its first reads are limited: it cannot have come to its end, and after them it holds its server.
       await new Promise((resolve) => setTimeout(resolve, 700))

@@ -53,7 +53,7 @@ export class Guest {
   #errors = ''
   #control: Socket | undefined
   #answers: ((answer: Record<string, unknown>) => void)[] = []
-  constructor(readonly child: ChildProcess, readonly qmp: string, readonly agent: string, readonly controlPath: string) {
+  constructor(readonly child: ChildProcess, readonly qmp: string, readonly agent: string, readonly controlPath: string, readonly spareQmp = '') {
     createInterface({ input: child.stdout! }).on('line', (line) => {
       const text = line.replace(/\r/g, '')
       this.lines.push(text)
@@ -104,7 +104,7 @@ export class Guest {
     return {
       nodes: nodes.map((node) => node['node-name'] as string).filter((name) => name.startsWith('roost-')), exports: exports.map((entry) => entry['id'] as string),
       bitmaps: nodes.flatMap((node) => ((node['dirty-bitmaps'] ?? []) as { name?: string }[]).map(({ name }) => name ?? '')).filter((name) => name.startsWith('roost-')).sort(),
-      devices: blocks.map(({ inserted }) => inserted?.['node-name'] as string),
+      devices: blocks.flatMap(({ inserted }) => (inserted?.['node-name'] as string | undefined) ?? []),
     }
   }
   async kill(): Promise<void> {
@@ -143,12 +143,12 @@ export class Guest {
 export function startGuest(t: Pick<TestContext, 'after'>, options: GuestOptions): Guest {
   const { directory, name = 'guest', disks, uuid, agent = true, extra = [], machine = 'pc' } = options
   mkdirSync(directory, { recursive: true })
-  const [qmp, control, agentPath] = ['qmp', 'control', 'agent'].map((what) => join(directory, `${name}.${what}`)) as [string, string, string]
-  for (const path of [qmp, control, agentPath]) rmSync(path, { force: true })
+  const [qmp, control, spare, agentPath] = ['qmp', 'control', 'spare', 'agent'].map((what) => join(directory, `${name}.${what}`)) as [string, string, string, string]
+  for (const path of [qmp, control, spare, agentPath]) rmSync(path, { force: true })
   const letters = 'abcdefgh'
   const child = spawn('qemu-system-x86_64', [
     '-name', name, '-machine', machine, '-accel', 'tcg,tb-size=64', '-m', '160', '-nodefaults', '-display', 'none', '-serial', 'stdio',
-    ...(uuid === undefined ? [] : ['-uuid', uuid]), '-qmp', `unix:${qmp},server=on,wait=off`, '-qmp', `unix:${control},server=on,wait=off`,
+    ...(uuid === undefined ? [] : ['-uuid', uuid]), ...[qmp, control, spare].flatMap((path) => ['-qmp', `unix:${path},server=on,wait=off`]),
     ...extra, ...disks.flatMap(({ path, format, device = 'virtio-blk-pci' }, at) => [
       '-blockdev', JSON.stringify({ driver: format, 'node-name': `node${at}`, file: { driver: 'file', filename: path } }),
       '-device', `${device},drive=node${at},id=vd${letters[at]},bootindex=${at + 1}`,
@@ -157,8 +157,9 @@ export function startGuest(t: Pick<TestContext, 'after'>, options: GuestOptions)
       '-device', 'virtserialport,id=agentport,chardev=qga0,name=org.qemu.guest_agent.0'] : []),
   ], { stdio: ['pipe', 'pipe', 'pipe'] })
   child.stdin.on('error', () => undefined)
-  const guest = new Guest(child, qmp, agentPath, control)
+  const guest = new Guest(child, qmp, agentPath, control, spare)
   t.after(() => guest.kill())
+  process.once('exit', () => { child.kill('SIGKILL') })
   return guest
 }
 /** A copy of one of the lab's images in another format. */

@@ -1,6 +1,7 @@
 /** A running guest, a Roost server, and the question that all tests of live backups ask: is what comes back right, and is nothing of ours left? */
 import assert from 'node:assert/strict'
-import { mkdirSync, rmSync } from 'node:fs'
+import type { ChildProcess } from 'node:child_process'
+import { mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { TestContext } from 'node:test'
 import { BOOT_FS_BYTES, checkFileSystem, newDisk, startGuest, type FsState, type Guest, type GuestDisk, type GuestOptions } from './guest-lab.js'
@@ -45,6 +46,41 @@ export class LiveScene {
     const { status } = await this.guest.command('query-status') as { status: string }
     assert.equal(status, 'running')
   }
+  /** Starts a backup that takes its time over reading, and waits until it does. */
+  async startSlowBackup(...more: readonly string[]): Promise<SlowBackup> {
+    const child = this.world.start([...this.args('--limit-upload', '2M', ...more), '--json'], 'pipe')
+    const slow = new SlowBackup(child)
+    await slow.reading()
+    await this.eventually('the export', async () => (await this.guest.traces()).exports.length === this.disks.length)
+    return slow
+  }
+  /** What a broken run leaves is what the next one finds: it must read what changed (or say why it reads all) and be right. */
+  async assertNextIsRight(read: 'full' | 'incremental', because?: RegExp): Promise<void> {
+    const written = Number(await this.guest.shell('wc -l < /data/manifest'))
+    const next = await this.backUp()
+    const [disk] = next.moment.disks
+    assert.equal(disk!.read, read, disk!.because ?? '')
+    if (because !== undefined) assert.match(disk!.because!, because)
+    assert.ok((await this.check(next.id)).files >= written)
+    // Nothing was missed: the audit reads everything that the map calls unchanged.
+    const audited = await this.backUp('--audit', '100')
+    const { disks } = await this.description(audited.id) as { disks: { auditMismatches: number; read: string }[] }
+    assert.deepEqual(disks.map(({ auditMismatches, read: how }) => [how, auditMismatches]), this.disks.map(() => ['incremental', 0]))
+  }
+  /** Private directories of fleeces. */
+  fleeces(): string[] { return readdirSync(this.world.directory).filter((name) => name.startsWith('roost-vm-')) }
+  async isClean(bitmaps: readonly string[]): Promise<boolean> {
+    const traces = await this.guest.traces()
+    return traces.nodes.length === 0 && traces.exports.length === 0 && traces.bitmaps.join() === [...bitmaps].sort().join() && this.fleeces().length === 0
+  }
+  /** Waits for what a process that outlives another one does. */
+  async eventually(what: string, holds: () => Promise<boolean>, ms = 60_000): Promise<void> {
+    const end = performance.now() + ms
+    while (!await holds()) {
+      if (performance.now() > end) throw new Error(`${what} did not come about: ${JSON.stringify(await this.guest.traces())}`)
+      await new Promise((resolve) => setTimeout(resolve, 100))
+    }
+  }
   /** The bitmaps that a snapshot names. */
   async bitmapsOf(id: string): Promise<string[]> {
     const machine = (await this.description(id))['machine'] as { disks: { bitmap: string }[] }
@@ -78,6 +114,24 @@ export class LiveScene {
     assert.ok(second.lines.includes('GUEST: VERIFY OK'), second.lines.join('\n'))
     await second.writesOn()
     await second.kill()
+  }
+}
+export class SlowBackup {
+  #stdout = ''
+  #stderr = ''
+  readonly ended: Promise<CommandResult>
+  constructor(readonly child: ChildProcess) {
+    child.stdout!.on('data', (bytes: Buffer) => { this.#stdout += bytes.toString('latin1') })
+    child.stderr!.on('data', (bytes: Buffer) => { this.#stderr += bytes.toString() })
+    // Not `close`: the watchdog has the pipe of stderr as well.
+    this.ended = new Promise((resolve) => { child.once('exit', (code, signal) => setImmediate(() => { resolve({ code, signal, stdout: this.#stdout, stderr: this.#stderr }) })) })
+  }
+  get stderr(): string { return this.#stderr }
+  async reading(): Promise<void> {
+    for (const end = performance.now() + 60_000; !this.#stdout.includes('"type":"moment"');) {
+      if (this.child.exitCode !== null || performance.now() > end) throw new Error(`it does not come to reading: ${this.#stdout}\n${this.#stderr}`)
+      await new Promise((resolve) => setTimeout(resolve, 20))
+    }
   }
 }
 export function readBackup(result: CommandResult): LiveBackup {

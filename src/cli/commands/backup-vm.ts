@@ -7,7 +7,7 @@ import type { MachineBackupEvents, MachineBackupOptions, MachineBackupReport } f
 import type { RepositoryClient } from '../../../client/repository-client.js'
 import { isErrno } from '../../core/errors.js'
 import { LIMITS } from '../../core/limits.js'
-import { collect, sizeOption, spanOption } from '../command.js'
+import { collect, countOption, sizeOption } from '../command.js'
 import type { CommandContext } from '../context.js'
 import { UsageError } from '../exit-codes.js'
 import { formatBytes, printable } from '../format.js'
@@ -19,8 +19,8 @@ export interface VmFlags {
   readonly disk?: readonly string[]; readonly excludeDisk?: readonly string[]
   readonly fleeceDir?: string; readonly fleeceSize?: number; readonly freezeTimeout?: number; readonly audit?: number
 }
-const FREEZE_MS_DEFAULT = 10_000
-const FREEZE_MS_MAX = 10 * 60_000
+const FREEZE_SECONDS_DEFAULT = 10
+const FREEZE_SECONDS_MAX = 600
 /** On a file system that is a disk, not memory. */
 const FLEECE_DIRECTORY_DEFAULT = '/var/tmp'
 const AUDIT_SHARE_DEFAULT = 0.001
@@ -30,7 +30,7 @@ export function addVmOptions(command: Command): Command {
     .option('--vm <qmp socket|domain>', 'a running machine: QEMU\'s QMP socket (a path with a slash), or a libvirt domain')
     .option('--libvirt <uri>', 'the libvirt that has the domain (default: virsh\'s own)')
     .option('--agent <socket>', 'the guest agent\'s socket (default: as QEMU tells)').option('--no-agent', 'do not freeze the guest')
-    .option('--freeze-timeout <time>', 'how long the guest may take to come to rest (default 10s)', spanOption)
+    .option('--freeze-timeout <seconds>', 'how long the guest may take to come to rest (default 10)', countOption)
     .option('--disk <name>', 'only this disk of the machine; may be repeated', collect)
     .option('--exclude-disk <name>', 'not this disk of the machine; may be repeated', collect)
     .option('--fleece-dir <dir>', 'where old content goes while it is read; QEMU must be able to write there (default /var/tmp)')
@@ -45,11 +45,11 @@ function percentOption(text: string): number {
 
 /** @throws {UsageError} */
 export function machineFlags(flags: VmFlags): Omit<MachineBackupOptions, 'source' | 'parent' | 'backup' | 'random'> {
-  const freezeMsMax = flags.freezeTimeout ?? FREEZE_MS_DEFAULT
-  if (freezeMsMax < 1_000 || freezeMsMax > FREEZE_MS_MAX) throw new UsageError('--freeze-timeout is from 1s to 10min.')
+  const freezeSeconds = flags.freezeTimeout ?? FREEZE_SECONDS_DEFAULT
+  if (freezeSeconds < 1 || freezeSeconds > FREEZE_SECONDS_MAX) throw new UsageError(`--freeze-timeout is from 1 to ${FREEZE_SECONDS_MAX} seconds.`)
   const fleece = flags.fleeceDir ?? FLEECE_DIRECTORY_DEFAULT
   return {
-    monitor: monitorAddress(flags), freezeMsMax, auditShare: flags.audit ?? AUDIT_SHARE_DEFAULT,
+    monitor: monitorAddress(flags), freezeMsMax: freezeSeconds * 1000, auditShare: flags.audit ?? AUDIT_SHARE_DEFAULT,
     agent: flags.agent === false ? 'none' : typeof flags.agent === 'string' ? { kind: 'socket', path: realPath(flags.agent, '--agent') } : 'find',
     disks: { include: flags.disk ?? [], exclude: flags.excludeDisk ?? [] },
     fleece: { directory: realPath(fleece, '--fleece-dir'), ...(flags.fleeceSize === undefined ? {} : { bytesMax: flags.fleeceSize }) },
