@@ -72,7 +72,8 @@ function parseRecord(line: string): Record<string, unknown> | undefined {
 function* eventsOf(report: Record<string, unknown> | undefined, errors: string, options: JobOptions): Generator<MaintenanceEvent, void, undefined> {
   const text = (value: unknown): string => typeof value === 'string' ? value.slice(0, 2_000) : ''
   // Wrong options, no QEMU, no such source: not the snapshot's fault.
-  if (report?.['type'] !== 'boot-test') throw new RoostError('BOOT_FAILED', `The test could not be made: ${text(report?.['message']) || errors.split('\n').at(-1) || 'the process ended without a word'}`)
+  if (report?.['type'] !== 'boot-test')
+    throw new RoostError('BOOT_FAILED', `The test could not be made: ${text(report?.['message']) || errors.split('\n').at(-1) || 'the process ended without a word'}`)
   const seconds = typeof report['seconds'] === 'number' ? Math.round(report['seconds']) : 0
   const isUp = report['result'] === 'ok'
   if (!isUp) {
