@@ -258,6 +258,30 @@ describe('damaged images', { skip }, () => {
     }
     assert.ok(opened > rounds / 3 && failed > 0, `${opened} opened, ${failed} failed`)
   })
+  test('partition tables with any bytes changed are read, or passed over', async (t) => {
+    const scene = new Scene(t)
+    const disks = ['label: gpt\nsize=8M, type=U\nsize=8M, type=L\n', 'label: dos\nstart=2048, size=8192, type=83\nstart=10240, size=50000, type=5\nstart=12288, size=8192, type=83\nstart=22528, size=8192, type=82\n']
+      .map((script, i) => {
+        const path = scene.path(`disk${i}`)
+        writeFileSync(path, '')
+        truncateSync(path, 32 * MiB)
+        tool('sfdisk', ['-q', path], script)
+        return scene.source(path)
+      })
+    const rounds = SLOW ? 20_000 : 1_500
+    for (let round = 0; round < rounds; round++) {
+      const random = seeded(round + 1)
+      const source = disks[round % 2]!
+      source.changes.clear()
+      for (let i = 0; i < 1 + random() * 6; i++) {
+        const from = [446, 512, 1024, 10240 * 512 + 446, 20480 * 512 + 446, source.bytes - 512][Math.floor(random() * 6)]!
+        source.changes.set(from + Math.floor(random() * 66), [0, 0xff, 5, 0x80, Math.floor(random() * 256)][Math.floor(random() * 5)]!)
+      }
+      source.reads = 0
+      for (const { offset, bytes } of (await describeImage(source)).parts) assert.ok(offset >= 0 && bytes > 0 && offset + bytes <= source.bytes, `round ${round}`)
+      assert.ok(source.reads < 1_000, `round ${round}`)
+    }
+  })
   /** Stretches that are not zeroes, by KiB, without most of the contents. */
   async function interesting(source: FileSource): Promise<[number, number][]> {
     const places: [number, number][] = [[1024, 300], [1024, 300], [1024, 300]]

@@ -1,17 +1,16 @@
 /** Machines that run from snapshots: a real guest in QEMU under software emulation, with servers that go away under it, moved home, tested, killed. */
 import assert from 'node:assert/strict'
-import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
+import { execFileSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { describe, test, type TestContext } from 'node:test'
-import { BOOT_FS_BYTES, checkFileSystem, Guest, guestImages, newDisk, startGuest } from '../support/guest-lab.js'
+import { BOOT_FS_BYTES, checkFileSystem, Guest, guestImages, startGuest } from '../support/guest-lab.js'
 import { leftBehind, machinesOf, until, worldWithMachine } from '../support/machine-world.js'
-import { jsonLines, openWorld, tool, type RoostWorld } from '../support/run-roost.js'
+import { tool, type RoostWorld } from '../support/run-roost.js'
 
 const { directory: images, skip } = guestImages()
 const SMALL = ['--memory', '160M', '--source', 'web1'] as const
-const MiB = 1024 * 1024
 
 interface Booted { readonly guest: Guest; readonly child: ChildProcess; readonly said: () => string; ended(): Promise<number | null> }
 function boot(t: TestContext, world: RoostWorld, args: readonly string[] = []): Booted {
@@ -111,25 +110,5 @@ describe('a machine that runs from a snapshot', { skip }, () => {
     assert.deepEqual(leftBehind(world).filter((name) => name.startsWith('roost-overlay')), [], 'overlays have no names once they are in use')
     child.kill('SIGKILL')
     await until(() => machinesOf(world).length === 0)
-  })
-  test('comes back from its own description: a line for sh starts it from restored disks', async (t) => {
-    const world = await openWorld(t)
-    const guest = startGuest(t, { directory: world.directory, disks: [newDisk(images, 'boot.raw', world.path('a.qcow2'), 'qcow2'), newDisk(images, 'data.raw', world.path('b.raw'), 'raw')], uuid: '01234567-89ab-cdef-0123-456789abcdef' })
-    await guest.writesOn()
-    const note = `echo $ROOST_HOOK >> ${world.path('hooks')}`
-    await world.ok(['backup', '--vm', guest.qmp, '--source', 'web1', '--fleece-dir', world.directory, '--pre', note, '--post-point', note, '--post', note])
-    assert.equal(readFileSync(world.path('hooks'), 'utf8'), 'pre\npost-point\npost\n')
-    await guest.kill()
-    await world.ok(['restore', 'latest', '--target', world.path('back'), '--format', 'qcow2'])
-    const described = JSON.parse((await world.ok(['machine', 'latest'])).stdout) as { qemu: { memoryBytes: number; disks: unknown[] } }
-    assert.deepEqual([described.qemu.memoryBytes, described.qemu.disks.length], [160 * MiB, 2])
-    const line = (await world.ok(['machine', 'latest', '--as', 'qemu', '--disks', world.path('back')])).stdout.trimEnd()
-    const started = new Guest(spawn('sh', ['-c', `exec ${line} -accel tcg,tb-size=64`], { cwd: '/', stdio: ['pipe', 'pipe', 'pipe'] }), '', '', '')
-    t.after(() => started.kill())
-    await started.line(/VERIFY OK/, { also: true })
-    await started.kill()
-    assert.match((await world.ok(['machine', 'latest', '--as', 'libvirt', '--disks', '/srv/web1'])).stdout, /<source file='\/srv\/web1\/vda\.qcow2'\/>/)
-    const { stdout } = await world.ok(['boot-test', 'latest', '--wait-agent', '--timeout', '90', '--json'])
-    assert.equal(jsonLines(stdout).at(-1)!['result'], 'ok', 'all disks, as it had them')
   })
 })
