@@ -61,7 +61,7 @@ for (const direction of ['pull', 'push'] as const) {
 
 test('either side is killed at any moment, again and again: it ends right, and what had arrived is not moved again', async (t) => {
   const north = await openWorld(t)
-  const tree = makeTree(north, 'tree', 40 * MiB)
+  const tree = makeTree(north, 'tree', 30 * MiB)
   const ids = [await backup(north, tree, '--source', 'db')]
   for (const day of [1, 2, 3]) {
     aDayLater(tree, day)
@@ -71,7 +71,7 @@ test('either side is killed at any moment, again and again: it ends right, and w
   const { proxy, address } = await proxyTo(t, north, { latencyMs: 5 })
   await addPull(south, north, 'pull', address, '--limit', '30M')
   const next = seeded(7)
-  const kills = SLOW ? 20 : 6
+  const kills = SLOW ? 20 : 5
   for (let kill = 0; kill < kills; kill++) {
     const running = south.run(['replicate', 'run', 'pull'], { environment: { ROOST_RETRY_SECONDS: '1' } })
     await patience(150 + next() * 900)
@@ -113,27 +113,28 @@ test('a run that was cut goes on where it was: what had arrived is not moved aga
   await assertRestores(south, id, tree)
 })
 
-for (const harm of ['flip', 'truncate', 'repeat', 'reorder', 'cut'] as const) {
-  test(`a network that does this to what passes: ${harm}. Refused, asked for again, never kept`, async (t) => {
-    const north = await openWorld(t)
-    const tree = makeTree(north, 'tree', 16 * MiB)
-    const id = await backup(north, tree, '--source', 'db')
-    const south = await makeReplica(t, north)
-    const { proxy, address } = await proxyTo(t, north, { seed: 11 })
-    await addPull(south, north, 'pull', address)
+test('a network that changes, cuts, truncates, repeats and reorders what passes: refused, asked for again, never kept', async (t) => {
+  const north = await openWorld(t)
+  const south = await makeReplica(t, north)
+  const { proxy, address } = await proxyTo(t, north, { seed: 11 })
+  await addPull(south, north, 'pull', address)
+  for (const [at, harm] of (['flip', 'truncate', 'repeat', 'reorder', 'cut'] as const).entries()) {
+    const tree = makeTree(north, `tree-${harm}`, 12 * MiB, at + 1)
+    const id = await backup(north, tree, '--source', harm)
+    const { harmed } = proxy.counts
     proxy.harm = [harm]
     proxy.rate = 0.02
-    for (let run = 0; run < 20 && (await snapshotIds(south)).length === 0; run++) {
+    for (let run = 0; run < 20 && !(await snapshotIds(south)).includes(id); run++) {
       const waiting = south.run(['replicate', 'run', 'pull'])
-      const late = setTimeout(() => { proxy.rate = 0.002; proxy.cutAll() }, 8_000)
+      const late = setTimeout(() => { proxy.rate = 0.002; proxy.cutAll() }, 8_000) // what hangs by its own silence is not waited for
       await waiting
       clearTimeout(late)
     }
     proxy.rate = 0
-    assert.deepEqual(await snapshotIds(south), [id])
-    assert.ok(proxy.counts.harmed > 0, 'the network did its worst')
+    assert.ok((await snapshotIds(south)).includes(id), harm)
+    assert.ok(proxy.counts.harmed > harmed, `the network did its worst: ${harm}`)
     await assertRestores(south, id, tree)
-    await south.ok(['check', '--read-data'])
-    assert.equal((await south.json(['replicate', 'run', 'pull'])).find(({ type }) => type === 'done')!['problems'], 0)
-  })
-}
+  }
+  await south.ok(['check', '--read-data'])
+  assert.equal((await south.json(['replicate', 'run', 'pull'])).find(({ type }) => type === 'done')!['problems'], 0)
+})
