@@ -5,13 +5,16 @@ import { join } from 'node:path'
 import { isErrno } from '../../src/core/errors.js'
 import { Qcow2File } from '../qcow2/qcow2-file.js'
 
+/** A socket's path has 107 bytes at most. */
+const SHORT_BYTES_MAX = 80
+
 export class Scratch {
   readonly #sockets: string
   readonly #overlays: string
   readonly #files: string[] = []
   /** `directory`: where overlays go, which grow with what the machine writes. Sockets are where their paths are short. Both mode 0700. */
   constructor(directory: string = tmpdir()) {
-    this.#sockets = mkdtempSync(join(tmpdir(), 'roost-boot-'))
+    this.#sockets = mkdtempSync(join(Buffer.byteLength(tmpdir()) > SHORT_BYTES_MAX ? '/tmp' : tmpdir(), 'roost-boot-'))
     this.#overlays = mkdtempSync(join(directory, 'roost-overlay-'))
   }
   socket(name: string): string { return join(this.#sockets, name) }

@@ -91,20 +91,34 @@ async function boot(context: CommandContext, flags: BootOnlyFlags, [which, ...ex
     output.record({ type: 'booted', snapshotId: open.snapshotId, disks: disks.map(({ name, bytes }) => ({ name, bytes })), pid: qemu.child.pid })
     output.note(`${shortId(open.snapshotId)} runs (${disks.map(({ name, bytes }) => `${printable(name)}, ${formatBytes(bytes)}`).join('; ')}). ` +
       `${files.length > 0 ? '' : 'What it writes is thrown away at the end. '}${options.serial === 'terminal' && options.isTerminal ? 'Ctrl-A X ends it.' : 'Ctrl-C ends it.'}`)
+    const startedMs = clock.monotonicMs()
+    let failure: unknown
     if (files.length > 0) {
-      const startedMs = clock.monotonicMs()
-      await moveHome(running.monitor, files, { progress: (done, total) => { output.progress({ done, total, unit: 'bytes', at: 'moving home', extra: '' }) } }, clock, signal)
+      try {
+        await moveHome(running.monitor, files, { progress: (done, total) => { output.progress({ done, total, unit: 'bytes', at: 'moving home', extra: '' }) } }, clock, signal)
+        isHome = true
+      } catch (error) {
+        if (signal.aborted || qemu.hasEnded) throw error
+        failure = error
+      }
       output.endProgress()
-      isHome = true
+    }
+    if (failure !== undefined) {
+      const { code, message } = tellError(failure)
+      output.record({ type: 'problem', code, message })
+      output.warn(`${printable(message)} [${code}]\n  The machine runs on from the snapshot, and nothing of it is at home.`)
+    }
+    if (isHome) {
       await running.stopServing()
       await open.close()
       output.record({ type: 'moved', files: files.map(({ disk, path, format }) => ({ disk: disk.name, path, format })), durationMs: clock.monotonicMs() - startedMs })
       output.note(`It is home after ${formatDuration(clock.monotonicMs() - startedMs)}, and needs the snapshot no more: ${files.map(({ path }) => printable(path)).join(', ')}`)
     }
     await ended(qemu.ended, signal)
-    if (!qemu.hasEnded) return EXIT.done
+    const ok = failure === undefined ? EXIT.done : EXIT.doneWithProblems
+    if (!qemu.hasEnded) return ok
     const end = await qemu.ended
-    if (end.code === 0) return EXIT.done
+    if (end.code === 0) return ok
     output.warn(printable(qemu.describe(end)))
     return EXIT.failed
   } finally {
