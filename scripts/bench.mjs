@@ -5,6 +5,7 @@
 //   npm run bench -- --only tree|image|parts      one of them; --rounds N repeats the comparison and shows medians
 //   npm run bench -- --only targets               uploads to real Swift beside curl
 //   npm run bench -- --only boot                  a guest from `roost nbd` beside the local raw file, packs on files and on Swift
+//   npm run bench -- --only disks --gib N         a disk by its dirty bitmap, beside nbdcopy, qemu-img and restic
 //   npm run bench -- --only gc --chunks N         a collection at N chunks, and repacking beside a plain copy
 //   npm run bench -- --only replication           between two servers, with latency, beside a plain copy of the same packs
 //   npm run bench -- --only index --chunks N      the index at N chunks (1 000 000 and 10 000 000 without)
@@ -26,6 +27,7 @@ const bench = (name, ...args) => {
 }
 if (only === undefined || only === 'tree' || only === 'image') bench('compare-bench', ...given)
 if (only === undefined || only === 'parts') for (const name of ['chunker-bench', 'pack-bench', 'missing-bench']) bench(name)
+if (only === undefined || only === 'disks') bench('disk-bench', ...(given.includes('--gib') ? ['--gib', given[given.indexOf('--gib') + 1]] : []))
 if (only === undefined || only === 'targets') bench('target-bench')
 if (only === undefined || only === 'replication') bench('replication-bench', ...(only === 'replication' ? given : []))
 if (only === undefined || only === 'boot') bench('boot-bench')

@@ -27,6 +27,8 @@ export const NBD_CLIENT_LIMITS: NbdClientLimits = { stallMs: 30_000, lossesMax: 
 export const REQUESTS_IN_FLIGHT = 16
 export const REQUEST_BYTES = 512 * KiB
 const ERROR_TRIES = 4
+/** What the server would answer again. */
+const LASTING = [ERRORS.permission, ERRORS.invalid, ERRORS.overflow, ERRORS.unsupported]
 const RETRY_MS = 100
 const RETRY_MS_MAX = 5_000
 
@@ -127,7 +129,7 @@ export class NbdClient {
           const error = caught instanceof NbdServerError && caught.error === ERRORS.shutdown ? leave(connection) : caught
           if (error instanceof NbdServerError) {
             this.#losses = 0
-            if (++errors >= ERROR_TRIES) throw error
+            if (++errors >= ERROR_TRIES || LASTING.some((code) => code === error.error)) throw error
             await clock.sleep(RETRY_MS * 2 ** errors, signal)
           } else if (!(error instanceof NbdLost) || this.#isClosed) throw error
           // One that always costs the connection, while others are answered.

@@ -23,14 +23,18 @@ export interface DiskChoice {
 }
 export interface PreparedDisks {
   readonly disks: readonly DiskConfig[]
+  /** Aborts when a server that was started for them ends: they cannot be read any more. */
+  readonly failed: AbortSignal
   /** Removes and stops what was made, the last first. Problems are noted, not thrown. */
   close(): Promise<void>
 }
 export interface PrepareOptions { readonly host: string; readonly signal: AbortSignal; note(text: string): void }
 
+interface Made { readonly ended?: AbortSignal; close(): Promise<void> }
+
 /** @throws {ClientError} SOURCE_REFUSED, SOURCE_IN_USE, URL_MALFORMED, PROGRAM_MISSING, PROGRAM_FAILED; errno exceptions; `signal.reason` */
 export async function prepareDisks(choices: readonly DiskChoice[], options: PrepareOptions): Promise<PreparedDisks> {
-  const made: { close(): Promise<void> }[] = []
+  const made: Made[] = []
   const close = async (): Promise<void> => {
     for (const one of made.splice(0).reverse()) {
       try { await one.close() } catch (error) { options.note(`what was made for the backup could not be removed: ${error instanceof Error ? error.message : 'unknown'}`) }
@@ -50,14 +54,14 @@ export async function prepareDisks(choices: readonly DiskChoice[], options: Prep
       const from = await originOf({ ...choice, target: paths.get(choice) ?? choice.target }, options, made)
       disks.push({ name: choice.name, from, ...(choice.chunkBytes === undefined ? {} : { chunkBytes: choice.chunkBytes }) })
     }
-    return { disks, close }
+    return { disks, failed: AbortSignal.any(made.flatMap(({ ended }) => ended ?? [])), close }
   } catch (error) {
     await close()
     throw error
   }
 }
 
-async function originOf({ target, format, dirtyMap }: DiskChoice, { signal, note }: PrepareOptions, made: { close(): Promise<void> }[]): Promise<DiskOrigin> {
+async function originOf({ target, format, dirtyMap }: DiskChoice, { signal, note }: PrepareOptions, made: Made[]): Promise<DiskOrigin> {
   const text = target.toString()
   const map = dirtyMap === undefined ? {} : { dirtyMap }
   if (isNbdUri(text)) return { ...parseNbdUri(text), ...map }

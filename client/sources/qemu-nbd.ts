@@ -24,7 +24,12 @@ export interface QemuNbdOptions {
   readonly signal: AbortSignal
   readonly clock?: Clock
 }
-export interface QemuNbd { readonly socket: string; close(): Promise<void> }
+export interface QemuNbd {
+  readonly socket: string
+  /** Aborts when it ends by itself, with what it said. */
+  readonly ended: AbortSignal
+  close(): Promise<void>
+}
 
 const START_TRIES = 200
 const START_TRY_MS = 50
@@ -42,9 +47,10 @@ export async function startQemuNbd({ path, format, bitmap, signal, clock = syste
   try {
     child = spawn('qemu-nbd', ['--read-only', `--format=${format}`, `--socket=${socket}`, `--shared=${CLIENTS_MAX}`, '--discard=ignore',
       ...(bitmap === undefined ? [] : [`--bitmap=${bitmap}`]), '--', path], { stdio: ['ignore', 'ignore', 'pipe'] })
-    const holder = await holdOn(child, socket, path, signal, clock)
     const served = child
-    return { socket, close: async () => {
+    const ending = new AbortController()
+    const holder = await holdOn(served, socket, path, ending, signal, clock)
+    return { socket, ended: ending.signal, close: async () => {
       holder.close(new NbdLost('The image is not needed any more.'))
       await end(served, clock)
       rmSync(directory, { recursive: true, force: true })
@@ -56,18 +62,20 @@ export async function startQemuNbd({ path, format, bitmap, signal, clock = syste
   }
 }
 /** A connection that stays: without any, it would wait for one for ever. */
-async function holdOn(child: ChildProcess, socket: string, path: string, signal: AbortSignal, clock: Clock): Promise<NbdConnection> {
+async function holdOn(child: ChildProcess, socket: string, path: string, ending: AbortController, signal: AbortSignal, clock: Clock): Promise<NbdConnection> {
   let errors = ''
   child.stderr!.setEncoding('utf8')
   child.stderr!.on('data', (text: string) => { errors = (errors + text).slice(-ERRORS_MAX) })
   const ended = new Promise<never>((_resolve, reject) => {
     child.once('error', (error) => { reject(isErrno(error, 'ENOENT') ? missing('qemu-nbd', 'qemu-utils') : error) })
     child.once('close', (code, by) => {
-      const error = new ClientError('PROGRAM_FAILED', `qemu-nbd ended (${code ?? by}) instead of serving ${path}: ${errors.trim() || 'it gave no reason'}`)
-      reject(inUse(path, error) ?? error)
+      const failure = new ClientError('PROGRAM_FAILED', `qemu-nbd ended (${code ?? by}) instead of serving ${path}: ${errors.trim() || 'it gave no reason'}`)
+      const error = inUse(path, failure) ?? failure
+      ending.abort(error)
+      reject(error)
     })
   })
-  ended.catch(() => undefined) // once it serves, reading says so too
+  ended.catch(() => undefined) // once it serves, `ending` says so
   const connecting = async (): Promise<NbdConnection> => {
     const target = { address: { kind: 'unix', path: socket }, exportName: '', contexts: [] } as const
     for (let attempt = 1; ; attempt++) {

@@ -3,9 +3,10 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
 import { auditSample } from '../../client/image/audit-sample.js'
-import type { BlockReads } from '../../client/image/block-source.js'
+import type { BlockReads, BlockSource, SourceExtent } from '../../client/image/block-source.js'
 import type { ImageContent } from '../../client/image/image-node.js'
 import { ImageTreeReader } from '../../client/image/image-tree.js'
+import { ownFacts } from '../../client/image/own-facts.js'
 import { scanDisk, type DiskScanOptions, type DiskScanResult } from '../../client/image/scan-disk.js'
 import type { ScanContext, SourceProblem } from '../../client/upload/chunk-sink.js'
 import { RoostError } from '../../src/core/errors.js'
@@ -16,7 +17,7 @@ const CHUNK = 4096
 const BLOCK = 1024
 
 interface Outcome { readonly result: DiskScanResult; readonly sink: MemorySink; readonly problems: SourceProblem[]; readonly notes: string[]; readonly context: ScanContext }
-async function scan(source: MappedSource, chunks: MemoryChunks, parent?: ImageContent, options: Partial<DiskScanOptions> = {}): Promise<Outcome> {
+async function scan(source: BlockSource, chunks: MemoryChunks, parent?: ImageContent, options: Partial<DiskScanOptions> = {}): Promise<Outcome> {
   const sink = new MemorySink(chunks)
   const problems: SourceProblem[] = []
   const notes: string[] = []
@@ -159,5 +160,51 @@ test('reading is limited before it happens: every byte that is read was asked fo
     const source = new MappedSource({ bytes: Buffer.alloc(50 * CHUNK + 7, 1), blockBytes: BLOCK, kind })
     const { context } = await scan(source, new MemoryChunks(), undefined, { limit })
     assert.equal(taken.reduce((sum, bytes) => sum + bytes, 0), context.counters.bytesRead, kind)
+  }
+})
+
+/** A disk of three levels without its bytes in memory: slots with data are listed, each is filled with what its version says. */
+class SparseSource implements BlockSource {
+  readonly isDevice = false
+  readonly facts = ownFacts()
+  readonly read: number[] = []
+  readonly reads: BlockReads = { kind: 'queued', requestBytes: CHUNK, windowBytes: 8 * CHUNK, read: async (position, bytes) => {
+    this.read.push(position / CHUNK)
+    const version = this.data.get(position / CHUNK)
+    return version === undefined ? undefined : Buffer.alloc(bytes, version)
+  } }
+  constructor(readonly bytes: number, readonly data: ReadonlyMap<number, number>, readonly dirty: readonly number[]) {}
+  async *extents(withMap: boolean): AsyncGenerator<SourceExtent> {
+    const marked = withMap ? this.dirty : [...this.data.keys()].sort((a, b) => a - b)
+    let offset = 0
+    for (const slot of marked) {
+      if (slot * CHUNK > offset) yield { offset, bytes: slot * CHUNK - offset, state: withMap ? 'clean' : 'zero' }
+      yield { offset: slot * CHUNK, bytes: Math.min(CHUNK, this.bytes - slot * CHUNK), state: withMap && !this.data.has(slot) ? 'zero' : 'data' }
+      offset = Math.min(this.bytes, (slot + 1) * CHUNK)
+    }
+    if (offset < this.bytes) yield { offset, bytes: this.bytes - offset, state: withMap ? 'clean' : 'zero' }
+  }
+  changes(): undefined { return undefined }
+  close(): void { /* nothing is open */ }
+}
+test('a tree of three levels is taken over in whole branches: the nodes that are read follow what was written', async () => {
+  const slots = 3 * 65_536 - 777
+  const bytes = (slots - 1) * CHUNK + 100
+  const data = new Map<number, number>()
+  for (let slot = 0; slot < slots; slot += 61) data.set(slot, 1 + slot % 200)
+  data.set(slots - 1, 5)
+  const chunks = new MemoryChunks()
+  const first = await scan(new SparseSource(bytes, data, []), chunks)
+  for (const dirty of [[], [0], [slots - 1], [65_535, 65_536], [700, 70_000, 70_001, 150_000], [61 * 2_000]]) {
+    const now = new Map(data)
+    for (const slot of dirty) if (slot % 61 === 0 && slot > 0) now.delete(slot); else now.set(slot, 250)
+    const source = new SparseSource(bytes, now, dirty)
+    const nodes = new MemoryNodes(chunks)
+    const { result } = await scan(source, chunks, first.result.content, { parent: { nodes, content: first.result.content } })
+    const wanted = await scan(new SparseSource(bytes, now, []), new MemoryChunks())
+    assert.deepEqual(result.content, wanted.result.content, `after writing to ${dirty.join()}`)
+    assert.deepEqual(source.read, dirty.filter((slot) => now.has(slot)))
+    const nodesRead = nodes.calls.reduce((sum, count) => sum + count, 0)
+    assert.ok(nodesRead <= dirty.length * 11, `${nodesRead} nodes for ${dirty.length} slots: the path, and leaves read ahead`)
   }
 })

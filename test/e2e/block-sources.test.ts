@@ -56,6 +56,9 @@ async function startServer(t: TestContext, command: string, args: readonly strin
   }
   throw new Error(`${command} does not listen: ${errors}`)
 }
+function commandOf(pid: string): string {
+  try { return readFileSync(`/proc/${pid}/cmdline`, 'utf8') } catch { return '' } // it ended meanwhile
+}
 const privateDisks = (): string[] => readdirSync(tmpdir()).filter((name) => name.startsWith('roost-disk-'))
 
 describe('image files', { skip }, () => {
@@ -145,6 +148,22 @@ describe('image files', { skip }, () => {
       assert.match(stderr, /--vm/)
     }
   })
+  test('a backup whose private server is killed fails at once and says so', async (t) => {
+    const world = await openWorld(t)
+    const image = world.path('disk.qcow2')
+    tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 64 * MiB), image])
+    const failing = world.run(['backup', '--image', image, '--limit-read', '100K', '--source', 'slow'])
+    let pid: string | undefined
+    while (pid === undefined) {
+      await new Promise((resolve) => setTimeout(resolve, 20))
+      pid = readdirSync('/proc').find((one) => /^\d+$/.test(one) && commandOf(one).startsWith('qemu-nbd\0') && commandOf(one).includes(image))
+    }
+    await new Promise((resolve) => setTimeout(resolve, 700)) // it serves by now, or fails as it should all the same
+    process.kill(Number(pid), 'SIGKILL')
+    const { code, stderr } = await failing
+    assert.equal(code, 1)
+    assert.match(stderr, /qemu-nbd ended \(SIGKILL\) instead of serving .*disk\.qcow2/)
+  })
   test('the private server ends with a backup that is killed or interrupted', async (t) => {
     const world = await openWorld(t)
     const before = privateDisks()
@@ -152,7 +171,7 @@ describe('image files', { skip }, () => {
     tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 64 * MiB), image])
     for (const signal of ['SIGKILL', 'SIGINT'] as const) {
       const child = world.start(['backup', '--image', image, '--limit-read', '100K', '--nice', '7', '--source', 'slow'])
-      const running = (): boolean => spawnSync('pgrep', ['-f', `qemu-nbd .*${image}`]).status === 0
+      const running = (): boolean => readdirSync('/proc').some((pid) => /^\d+$/.test(pid) && commandOf(pid).startsWith('qemu-nbd\0') && commandOf(pid).includes(image))
       while (!running()) { assert.equal(child.exitCode, null); await new Promise((resolve) => setTimeout(resolve, 20)) }
       // Its first reads are limited: it cannot have come to its end, and after them it holds its server.
       await new Promise((resolve) => setTimeout(resolve, 700))

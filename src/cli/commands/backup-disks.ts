@@ -72,18 +72,18 @@ export function requireDiskFlags(flags: DiskFlags, parent: string | false | unde
 
 /** Prepares the disks, and ends what was prepared whatever becomes of the work. `parent`: of the dirty map, where there is one. */
 export async function withDisks<T>(context: CommandContext, client: RepositoryClient, flags: DiskFlags, chunkBytes: number | undefined,
-  work: (config: ImageConfig, parent: SnapshotId | undefined) => Promise<T>): Promise<T> {
+  work: (config: ImageConfig, parent: SnapshotId | undefined, signal: AbortSignal) => Promise<T>): Promise<T> {
   const { output, signal } = context
   const since = flags.dirtyMapSince === undefined ? undefined : await findSnapshot(context, client, flags.dirtyMapSince)
   const { prepareDisks } = await import('../../../client/sources/prepare-disks.js') // here, not above: no other command needs it
-  const { close, disks } = await prepareDisks(diskTargets(flags).map((disk) => ({
+  const { close, disks, failed } = await prepareDisks(diskTargets(flags).map((disk) => ({
     ...disk, ...(flags.format === undefined ? {} : { format: flags.format }), ...(chunkBytes === undefined ? {} : { chunkBytes }),
     ...(flags.lvmSnapshot !== true ? {} : { lvmSnapshot: flags.lvmSnapshotSize === undefined ? {} : { bytes: flags.lvmSnapshotSize } }),
     ...(since === undefined ? {} : { dirtyMap: { context: flags.dirtyMap!, parentRoot: since.record.root } }),
   })), { host: hostname(), signal, note: (text) => output.note(printable(text)) })
   try {
     const audit = { share: flags.audit ?? AUDIT_SHARE_DEFAULT, seed: context.random.bytes(8).toString('hex') }
-    return await work({ disks, ...(since === undefined ? {} : { audit }) }, since?.id)
+    return await work({ disks, ...(since === undefined ? {} : { audit }) }, since?.id, AbortSignal.any([signal, failed]))
   } finally {
     await close()
   }

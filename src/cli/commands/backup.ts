@@ -88,14 +88,14 @@ export function registerBackup(registry: Registry): void {
         }, events, pointTaken)))
       }
       const { runBackup } = await import('../../../client/backup.js') // here, not above: no other command needs it
-      const save = async (found: SourceConfig, since: SnapshotId | undefined): Promise<HookedOutcome> => {
+      const save = async (found: SourceConfig, since: SnapshotId | undefined, signal: AbortSignal): Promise<HookedOutcome> => {
         const whole: BackupOptions = { ...options, config: withMachineFile(found, nova, context.clock.now()), parent: since ?? parent, source }
-        return outcomeOf(context, await withProgress(context, expectedBytes(context, client, whole), (events) => runBackup(client, whole, events, context.signal)))
+        return outcomeOf(context, await withProgress(context, expectedBytes(context, client, whole), (events) => runBackup(client, whole, events, signal)))
       }
-      if (config !== undefined) return await save(config, undefined)
-      return await withDisks(context, client, flags, chunkBytes, async (disks, since) => {
+      if (config !== undefined) return await save(config, undefined, context.signal)
+      return await withDisks(context, client, flags, chunkBytes, async (disks, since, signal) => {
         if (flags.lvmSnapshot === true) await pointTaken()
-        return await save({ mode: 'image', ...disks }, since)
+        return await save({ mode: 'image', ...disks }, since, signal)
       })
     }))
   })
