@@ -147,6 +147,9 @@ test('what is there stays unless it is to be replaced; an interrupted or damaged
   const aborted = new AbortController()
   aborted.abort(new DOMException('now', 'AbortError'))
   await assert.rejects(world.restore({ destination: { kind: 'qcow2', path: Buffer.from(world.path('cut')) } }, aborted.signal), { name: 'AbortError' })
+  const cut = new AbortController()
+  await assert.rejects(runRestore(world.repository, { snapshot: 'latest', destination: { kind: 'qcow2', path: Buffer.from(world.path('cut')) } },
+    { progress: () => { cut.abort(new DOMException('now', 'AbortError')) } }, cut.signal), { name: 'AbortError' })
   world.repository.lose(world.tree.data(bytes))
   const lost = await world.restore({ destination: { kind: 'qcow2', path: Buffer.from(world.path('lost')) } })
   assert.deepEqual([lost.problems, lost.files, world.problems[0]!.reason], [1, 0, 'damaged'])
