@@ -31,8 +31,9 @@ export interface ReplicaRequest extends FamilyReply {
 /** `challenge`: 32 random bytes, hex, which the peer signs to show who it is. */
 export type PeerSessionRequest =
   | { readonly kind: 'send'; readonly snapshot: string; readonly challenge: string }
-  /** `bases`: snapshots that may be there already; the first that is, and is whole, is the one to build on. */
-  | { readonly kind: 'receive'; readonly source: string; readonly bases: readonly string[]; readonly challenge: string }
+  /** `bases`: snapshots that may be there already; the first that is, and is whole, is the one to build on. `signer`: of the snapshot to come, so that
+   *  one that would be refused is refused before anything moves. */
+  | { readonly kind: 'receive'; readonly source: string; readonly bases: readonly string[]; readonly signer?: Origin; readonly challenge: string }
 export interface PeerSessionReply extends Origin {
   readonly sessionId: string
   readonly familyId: string

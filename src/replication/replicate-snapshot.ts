@@ -1,6 +1,6 @@
 /** One snapshot from one side to the other: sessions, walk, chunks, and last the record. Cut anywhere, it begins again and finds what is there. */
 import { hasCode, RoostError } from '../core/errors.js'
-import { parseChunkId, type SessionId } from '../core/ids.js'
+import { parseChunkId, parseRepositoryId, type SessionId } from '../core/ids.js'
 import type { SignedSnapshot, SnapshotRecord } from '../core/messages.js'
 import type { SnapshotOutline } from '../core/peer-messages.js'
 import type { NearSide, ReplicationSide, SideSession } from './side.js'
@@ -33,7 +33,8 @@ async function runPass(deps: SnapshotDeps, outline: SnapshotOutline, bases: read
   let transfer: Transfer | undefined
   try {
     const signed = signedBy(sending.snapshot, deps.source)
-    const session = await deps.sink.open({ kind: 'receive', source: outline.source, bases }, signal)
+    const signer = { repositoryId: recordOf(signed).repositoryId, verifyKey: signed.signer! }
+    const session = await deps.sink.open({ kind: 'receive', source: outline.source, bases, signer }, signal)
     receiving = session.sessionId
     if (session.familyId !== sending.familyId) throw otherFamily()
     const withSessions = { ...deps, sending, receiving }
@@ -57,13 +58,16 @@ function signedBy(snapshot: SignedSnapshot, source: ReplicationSide): SignedSnap
   return { id, record, signature, signer: signer ?? source.verifyKey }
 }
 /** Unproven on the way down; the commit walks the tree of the record that is signed. */
-function rootOf({ record }: SignedSnapshot): Buffer {
+function recordOf({ id, record }: SignedSnapshot): Pick<SnapshotRecord, 'root' | 'repositoryId'> {
   try {
-    return parseChunkId((JSON.parse(Buffer.from(record, 'base64').toString('utf8')) as SnapshotRecord).root)
+    const { root, repositoryId } = JSON.parse(Buffer.from(record, 'base64').toString('utf8')) as SnapshotRecord
+    parseChunkId(root)
+    return { root, repositoryId: parseRepositoryId(repositoryId) }
   } catch (error) {
-    throw new RoostError('SNAPSHOT_CORRUPT', 'A snapshot arrived damaged.', {}, { cause: error })
+    throw new RoostError('SNAPSHOT_CORRUPT', 'A snapshot arrived damaged.', { snapshot: id }, { cause: error })
   }
 }
+const rootOf = (snapshot: SignedSnapshot): Buffer => parseChunkId(recordOf(snapshot).root)
 export const otherFamily = (): RoostError => new RoostError('PEER_REFUSED',
   'The two repositories are not of one family: their chunks have other names. Make the replica with `roost repo create --replica-of`.')
 

@@ -2,10 +2,10 @@
 import type { ChunkGroup } from '../core/chunk-groups.js'
 import type { SessionId, SnapshotId } from '../core/ids.js'
 import type { SignedSnapshot } from '../core/messages.js'
-import type { PeerSessionReply, ReceiveReply, SnapshotOutline } from '../core/peer-messages.js'
+import type { Origin, PeerSessionReply, ReceiveReply, SnapshotOutline } from '../core/peer-messages.js'
 
 export type SideSession = Omit<PeerSessionReply, 'proof' | 'sessionId'> & { readonly sessionId: SessionId }
-export type SideRequest = { readonly kind: 'send'; readonly snapshot: string } | { readonly kind: 'receive'; readonly source: string; readonly bases: readonly string[] }
+export type SideRequest = { readonly kind: 'send'; readonly snapshot: string } | { readonly kind: 'receive'; readonly source: string; readonly bases: readonly string[]; readonly signer?: Origin }
 
 /** Whoever answers is the repository that was named: a far side proves it with every session.
  *  All methods @throws {RoostError} PEER_UNAVAILABLE; PEER_REFUSED; SESSION_LOST; what the repository throws */

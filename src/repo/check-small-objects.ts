@@ -1,4 +1,4 @@
-/** Every target's copies of the header, the key slots, the retention settings and the snapshots: whole, and the same everywhere. With `heal`, what is missing or
+/** Every target's copies of the header, the key slots, the retention settings, the origins and the snapshots: whole, and the same everywhere. With `heal`, what is missing or
  *  damaged in one place is written anew from another.
  */
 import { hasCode, RoostError } from '../core/errors.js'
@@ -8,7 +8,7 @@ import { bytesBody } from '../store/bytes-body.js'
 import type { ObjectKey, ObjectStore } from '../store/object-store.js'
 import { everySnapshot } from './every-snapshot.js'
 import { readSlot } from './key-slots.js'
-import { HEADER_KEY, KEY_SLOT_PREFIX, slotIdOfKey, snapshotKey } from './layout.js'
+import { HEADER_KEY, KEY_SLOT_PREFIX, originKey, slotIdOfKey, snapshotKey } from './layout.js'
 import { readSnapshotObject } from './read-snapshot.js'
 import type { RepositoryParts } from './repository-parts.js'
 import { encodeSnapshotObject } from './snapshot-format.js'
@@ -21,6 +21,7 @@ export async function* checkSmallObjects(parts: RepositoryParts, heal: boolean, 
     yield* checkHeader(parts, target, heal, signal)
     yield* checkKeySlots(parts, target, heal, signal)
     yield* checkRetention(parts, target, heal, signal)
+    yield* checkOrigins(parts, target, heal, signal)
     for await (const row of everySnapshot(parts.index)) {
       signal.throwIfAborted()
       if (!parts.spooledSnapshots.has(row.snapshotId)) yield* checkSnapshotCopy(parts, target, row, heal, signal)
@@ -69,6 +70,16 @@ async function* checkRetention({ retention }: RepositoryParts, target: Target, h
   if (difference === undefined) return
   yield bad(target, 'retention settings', `are ${difference}`)
   if (heal && await retention.syncTo(target, signal) > 0) yield { type: 'healed', object: 'the retention settings', target: target.name, from: 'the server' }
+}
+
+async function* checkOrigins({ origins }: RepositoryParts, target: Target, heal: boolean, signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> {
+  for (const origin of await origins.list()) {
+    const key = originKey(origin.verifyKey), expected = origins.objectOf(origin)
+    const present = await readSmall(target, key, signal)
+    if (present?.equals(expected) === true) continue
+    yield bad(target, `origin ${origin.repositoryId}`, present === undefined ? 'is missing' : 'is damaged')
+    if (heal) yield* replace(target, `the origin ${origin.repositoryId}`, key, expected, 'the server', signal)
+  }
 }
 
 async function* checkSnapshotCopy(parts: RepositoryParts, target: Target, row: SnapshotRow, heal: boolean, signal: AbortSignal): AsyncGenerator<MaintenanceEvent, void, undefined> {

@@ -52,11 +52,12 @@ export class Sessions {
       ...(inherited ? { snapshot: toWireSnapshot(snapshot!) } : {}), ...(isWithheld ? { withheldParent: toWireSnapshot(wanted) } : {}) }
   }
   /** For a peer that replicates: it sends one snapshot's chunks, or receives one. The dedup key is not told.
-   *  @throws {RoostError} as open */
+   *  @throws {RoostError} as open; SIGNER_UNKNOWN */
   async openPeer(request: PeerSessionRequest, caller: SessionCaller): Promise<PeerSessionReply> {
-    const { keys, repositoryId, index } = this.#parts
+    const { keys, repositoryId, index, origins } = this.#parts
     const { generation } = await this.#begin(caller)
     const isSending = request.kind === 'send'
+    if (!isSending && request.signer !== undefined && request.signer.verifyKey !== keys.signing.publicKey.toString('hex')) await origins.require(request.signer)
     const snapshot = isSending ? await this.#snapshotToRead(request.snapshot, caller) : await this.#base(request.bases, request.source)
     const { sessionId, inherited } = await this.#add({ kind: isSending ? 'read' : 'push', source: isSending ? snapshot!.source : request.source, mode: 'replicate' },
       snapshot, caller, generation)

@@ -162,7 +162,7 @@ export const REQUEST_SCHEMAS = {
     type: 'object', required: ['kind'],
     oneOf: [
       object({ kind: { const: 'send' }, snapshot: hex(64), challenge: hex(64) }),
-      object({ kind: { const: 'receive' }, source: sourceName, bases: list(hex(64), LIST_LIMITS.basesMax), challenge: hex(64) }),
+      object({ kind: { const: 'receive' }, source: sourceName, bases: list(hex(64), LIST_LIMITS.basesMax), signer: object(origin), challenge: hex(64) }, ['signer']),
     ],
   },
   receive: object({ id: hex(64), record: { type: 'string', maxLength: LIMITS.snapshotBytesMax * 2 }, signature: { type: 'string', maxLength: 128 }, signer: hex(64) }, ['signer']),

@@ -1,5 +1,7 @@
 /** The engine between two repositories of one family: what it moves, what it does not move again, and what it never believes. */
 import assert from 'node:assert/strict'
+import { readdirSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { GROUP_CODECS, type ChunkGroup } from '../../src/core/chunk-groups.js'
 import { RoostError } from '../../src/core/errors.js'
@@ -236,6 +238,7 @@ test('repositories that are not of one family are told apart before anything mov
   await world.create()
   const stranger = await world.open(true)
   await pushTree(source, FIRST)
+  await stranger.peer.trustOrigin({ repositoryId: source.info().repositoryId, verifyKey: source.info().verifyKey })
   await assert.rejects(replicate(source, stranger), { code: 'PEER_REFUSED' })
   assert.equal((await stranger.stats()).chunks, 0)
   await Promise.all([source.close(), stranger.close()])
@@ -253,4 +256,33 @@ test('a session that receives signs nothing itself, and one of a client receives
   const read = await source.openSession({ kind: 'read', snapshot: id }, { tokenId: 't' })
   await assert.rejects(async () => { for await (const group of source.peer.fetch(read.sessionId as never, Buffer.alloc(32), never)) void group }, { code: 'AUTH_FORBIDDEN' })
   await Promise.all([source.close(), sink.close()])
+})
+
+test('what a replica takes in is checked on its targets, healed, and there after everything local is lost', async (t) => {
+  const { source, sink, sinkWorld } = await replicationScene(t)
+  const id = await pushTree(source, FIRST)
+  await replicate(source, sink)
+  const folder = join(sinkWorld.directory, 'store', 'origins')
+  const [name] = readdirSync(folder)
+  writeFileSync(join(folder, name!), 'not what was written')
+  const codes: string[] = []
+  for await (const event of sink.check({ readDataPercent: 0, heal: true }, never)) if (event.type === 'problem' || event.type === 'healed') codes.push(event.type)
+  assert.deepEqual(codes, ['problem', 'healed'])
+  await sink.close()
+  const again = await sinkWorld.open(true)
+  assert.deepEqual((await again.peer.listOrigins()).map(({ verifyKey }) => verifyKey), [source.info().verifyKey])
+  const second = await pushTree(source, SECOND)
+  assert.deepEqual(broughtIds(await replicate(source, again)), [second])
+  assert.deepEqual(await restoreTree(again, id), FIRST)
+  await Promise.all([source.close(), again.close()])
+})
+test('a snapshot whose signer is not taken in is refused before anything moves', async (t) => {
+  const { source, sink } = await replicationScene(t)
+  const { repository: stranger } = await replicaOf(t, source)
+  await pushTree(stranger, FIRST)
+  const chunks = (await sink.stats()).chunks
+  const counts = { fetched: 0, held: 0 }
+  assert.deepEqual(problemsOf(await replicate(stranger, sink, { wrapSource: (side) => counting(side, counts) })), ['SIGNER_UNKNOWN'])
+  assert.deepEqual([counts.fetched, (await sink.stats()).chunks], [0, chunks])
+  await Promise.all([source.close(), sink.close(), stranger.close()])
 })

@@ -42,6 +42,8 @@ export class Origins {
     await writeOrigin(this.#deps.store, origin, this.#deps.repositoryId, this.#deps.key)
     this.#known?.set(verifyKey, origin)
   }
+  /** What its object must be. */
+  objectOf(origin: KnownOrigin): Buffer { return encodeOrigin(origin, this.#deps.repositoryId, this.#deps.key) }
   async #read(): Promise<Map<string, KnownOrigin>> {
     const { store, repositoryId, key } = this.#deps
     const found = new Map<string, KnownOrigin>()

@@ -6,7 +6,7 @@ import { isAbort, RoostError } from '../../core/errors.js'
 import type { JobOptions, MaintenanceEvent } from '../../core/messages.js'
 import type { ReplicationInfo, ReplicationLag, ReplicationProgress, SetReplicationRequest } from '../../core/peer-messages.js'
 import type { Random } from '../../core/random.js'
-import { parseRepositoryUrl, Transport } from '../../protocol/transport.js'
+import { parseRepositoryUrl, Transport, type WaitingNotice } from '../../protocol/transport.js'
 import { asPeerError, HttpSide } from '../../replication/http-side.js'
 import { LocalSide } from '../../replication/local-side.js'
 import { measureLag, runReplication } from '../../replication/run-replication.js'
@@ -93,7 +93,10 @@ export class Replicator {
     const status = this.#statusOf(stored)
     if (status.isRunning === true) throw new RoostError('REPOSITORY_BUSY', `The replication "${stored.name}" is running already.`, { replication: stored.name })
     status.isRunning = true
-    const transport = this.#transport(stored, RETRY_FOR_MS)
+    const transport = this.#transport(stored, RETRY_FOR_MS, ({ error }) => {
+      const told = asPeerError(error)
+      status.lastFailure = { atMs: clock.now(), code: told instanceof RoostError ? told.code : 'PEER_UNAVAILABLE', message: error.message }
+    })
     try {
       const { sides, brought } = await this.#sides(repository, stored, transport)
       const { selection, mirror, bytesPerSecondMax } = stored.settings
@@ -177,11 +180,11 @@ export class Replicator {
     return new HttpSide({ transport, repository: parseRepositoryUrl(settings.peer).repository, verifyKey: settings.verifyKey, clock: this.#deps.clock, random: this.#deps.random })
   }
   /** @throws {RoostError} PEER_REFUSED for an address that must not be spoken to */
-  #transport({ settings, token, ca }: StoredReplication, retryForMs: number): Transport {
+  #transport({ settings, token, ca }: StoredReplication, retryForMs: number, onWaiting?: (notice: WaitingNotice) => void): Transport {
     const { clock, random } = this.#deps
     try {
       return new Transport({ baseUrl: parseRepositoryUrl(settings.peer).baseUrl, token, ...(ca === undefined ? {} : { ca }), allowPlainHttp: settings.allowPlainHttp, retryForMs,
-        connectionsMax: CONNECTIONS_MAX, clock, random })
+        connectionsMax: CONNECTIONS_MAX, clock, random, ...(onWaiting === undefined ? {} : { onWaiting }) })
     } catch (error) {
       throw asPeerError(error)
     }
