@@ -49,23 +49,34 @@ export async function beginNova(cloud: Cloud, options: NovaRunOptions, signal: A
     if (mayBePlaced) await endQuietly(cloud, serverId, own, options)
     mayBePlaced = false
   }
-  try {
-    const result = await placeMark(cloud, serverId, mark, { wish: options.mark, takesOver: options.takesOver, onPlacing: () => { mayBePlaced = true } }, bounded)
-    placed = result.kind
-    mayBePlaced = placed !== 'none'
-    for (const warning of result.warnings) warn(warning)
-    if (options.isRequired && options.mark !== placed && placed === 'none')
-      throw new CloudError('CLOUD_REFUSED', 'The server could not be marked in Nova, and --require-nova says that it must be.')
-    return { description: await readServer(cloud, serverId, bounded), mark: placed, end }
-  } catch (error) {
+  /** What stops no backup is returned, for a warning. */
+  const tolerable = (error: unknown): CloudError => {
     const late = patience.aborted && !signal.aborted && !(error instanceof CloudError)
     const cause = late ? new CloudError('CLOUD_UNAVAILABLE', `The cloud did not answer within ${BEGIN_MS_MAX / 1000} s.`) : error
-    if (!(cause instanceof CloudError) || cause.code === 'SERVER_MARKED' || options.isRequired) {
-      await end()
-      throw cause
+    if (cause instanceof CloudError && cause.code !== 'SERVER_MARKED' && !options.isRequired) return cause
+    throw cause
+  }
+  try {
+    let unmarked: CloudError | undefined
+    try {
+      const result = await placeMark(cloud, serverId, mark, { wish: options.mark, takesOver: options.takesOver, onPlacing: () => { mayBePlaced = true } }, bounded)
+      placed = result.kind
+      mayBePlaced = placed !== 'none'
+      for (const warning of result.warnings) warn(warning)
+      if (options.isRequired && options.mark !== 'none' && placed === 'none')
+        throw new CloudError('CLOUD_REFUSED', 'The server could not be marked in Nova, and --require-nova says that it must be.')
+    } catch (error) { unmarked = tolerable(error) }
+    try {
+      const description = await readServer(cloud, serverId, bounded)
+      if (unmarked !== undefined) warn(`The server is not marked for the backup, so it is not to be seen in Nova: ${unmarked.message}`)
+      return { description, mark: placed, end }
+    } catch (error) {
+      warn(`The server's record is not in this snapshot: ${tolerable(error).message}`)
+      return { description: undefined, mark: placed, end }
     }
-    warn(`The server's record is not in this snapshot: ${cause.message}`)
-    return { description: undefined, mark: placed, end }
+  } catch (error) {
+    await end()
+    throw error
   }
 }
 

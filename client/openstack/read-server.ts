@@ -76,7 +76,9 @@ class ServerReader {
     const query = `/ports?device_id=${encodeURIComponent(serverId)}`
     const fromNeutron = await this.#has('network') ? await this.#read('network', query, 'ports') : undefined
     if (fromNeutron !== undefined) {
-      const ports = records(fromNeutron['ports']).flatMap((port) => toPort(port, 'network_id', 'mac_address'))
+      // In the order in which they were made, which is that of the machine's cards where Nova made them; Neutron promises none.
+      const made = records(fromNeutron['ports']).sort((a, b) => (text(a['created_at']) ?? '') < (text(b['created_at']) ?? '') ? -1 : 1)
+      const ports = made.flatMap((port) => toPort(port, 'network_id', 'mac_address'))
       if (ports.length > 0 || Object.keys(record(server['addresses'])).length === 0) return await this.#nameNetworks(ports, true)
     }
     const attached = await this.#read('compute', `/servers/${encodeURIComponent(serverId)}/os-interface`, 'interfaces')

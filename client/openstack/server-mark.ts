@@ -38,7 +38,7 @@ export async function placeMark(cloud: Cloud, serverId: string, mark: RunMark, {
   }
   onPlacing()
   try {
-    await cloud.ask('compute', { method: 'POST', path: `/servers/${server.id}/metadata`, json: { metadata: { [METADATA_KEY]: own } }, signal })
+    await cloud.ask('compute', { method: 'POST', path: `/servers/${server.id}/metadata`, json: { metadata: { [METADATA_KEY]: own } }, isRepeatable: true, signal })
   } catch (error) {
     if (!isRefusal(error)) throw error
     warnings.push(`The server is not marked for the backup, so it is not to be seen in Nova: ${error.message}`)
@@ -95,7 +95,7 @@ async function tryLock(cloud: Cloud, server: MarkedServer, reason: string, onPla
   if (server.isLocked) return `somebody else's lock is on it${server.lockReason === undefined ? '' : ` ("${server.lockReason}")`}, which stays.`
   onPlacing()
   try {
-    await cloud.ask('compute', { method: 'POST', path: `/servers/${server.id}/action`, json: { lock: { locked_reason: reason } }, signal })
+    await cloud.ask('compute', { method: 'POST', path: `/servers/${server.id}/action`, json: { lock: { locked_reason: reason } }, isRepeatable: true, signal })
   } catch (error) {
     if (!isRefusal(error)) throw error
     return error.message
@@ -107,7 +107,7 @@ async function tryLock(cloud: Cloud, server: MarkedServer, reason: string, onPla
   return 'somebody else locked it in the same moment.'
 }
 async function unlock(cloud: Cloud, id: string, signal: AbortSignal): Promise<void> {
-  await cloud.ask('compute', { method: 'POST', path: `/servers/${id}/action`, json: { unlock: null }, signal })
+  await cloud.ask('compute', { method: 'POST', path: `/servers/${id}/action`, json: { unlock: null }, isRepeatable: true, signal })
 }
 async function deleteMetadata(cloud: Cloud, id: string, signal: AbortSignal): Promise<void> {
   try {

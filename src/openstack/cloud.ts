@@ -1,6 +1,7 @@
 /** Requests to the services of one cloud: the token and its renewal, where each service is, Nova's microversion, and what refusals mean.
  *
- *  Answers are read whole and bounded. What only reads is asked again while a service is overloaded or away; what changes something is sent once.
+ *  Answers are read whole and bounded. What only reads is asked again while a service is overloaded or away; what
+ *  changes something is sent once, unless it may be repeated.
  */
 import type { Clock } from '../core/clock.js'
 import { createHttp, HttpFailure, parseRetryAfter, readText, type Http, type HttpAnswer, type HttpRequest } from '../http/http.js'
@@ -22,6 +23,8 @@ export interface CloudRequest extends Omit<HttpRequest, 'body'> {
   /** Below the service's version: "/servers/ID". */
   readonly path: string
   readonly json?: unknown
+  /** It comes to the same when it is done twice: asked again while the service is overloaded. What reads or deletes is so by itself. */
+  readonly isRepeatable?: boolean
   /** A stream can be sent once: no renewal of the token. */
   readonly body?: HttpRequest['body']
 }
@@ -64,7 +67,7 @@ export class Cloud {
 
   /** The answer's JSON; undefined for an empty one. @throws {CloudError}; `signal.reason` */
   async ask(service: CloudService, request: CloudRequest): Promise<Json | undefined> {
-    const isRepeatable = request.method === 'GET' || request.method === 'DELETE'
+    const isRepeatable = request.isRepeatable ?? (request.method === 'GET' || request.method === 'DELETE')
     for (let attempt = 1; ; attempt++) {
       try {
         return await this.#askOnce(service, request)

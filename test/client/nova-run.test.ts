@@ -143,6 +143,20 @@ describe('a run', () => {
     await run.end()
     assert.match(warnings.join(), /openstack server unlock/)
   })
+  test('asks again for the lock while Nova is overloaded, and has the record where the lock cannot be had', async (t) => {
+    const { fake, server, begin, warnings } = await scene(t)
+    const act = fake.answers.get('POST /compute/servers/srv-1/action')!
+    let failures = 1
+    fake.on('POST /compute/servers/srv-1/action', (asked, request, response) => failures-- > 0 ? { status: 500, json: {} } : act(asked, request, response))
+    const run = await begin()
+    assert.deepEqual([run.mark, server.locked, warnings], ['lock', true, []])
+    await run.end()
+    failures = 3
+    const second = await begin()
+    assert.deepEqual([second.mark, second.description?.serverId, server.locked], ['none', 'srv-1', false])
+    assert.match(warnings.join(), /not marked for the backup.*Nova answers 500/)
+    await second.end()
+  })
   test('goes on without Nova, and does not where Nova is required', async (t) => {
     const { fake, begin, warnings } = await scene(t)
     fake.on('GET /compute/servers/srv-1', { status: 500, json: {} })
@@ -164,13 +178,15 @@ describe('the record of a server', () => {
     const { fake, cloud } = await scene(t, { image: { id: 'img-1' }, key_name: 'ann', tags: ['web'], security_groups: [{ name: 'default' }, { name: 'default' }], config_drive: 'True',
       adminPass: 'x', links: [{}], 'OS-EXT-AZ:availability_zone': 'az1', 'OS-EXT-SRV-ATTR:user_data': 'aGk=', 'os-extended-volumes:volumes_attached': [{ id: 'vol-1', delete_on_termination: true }] })
     fake.json('GET /image/images/img-1', { id: 'img-1', name: 'debian', hw_disk_bus: 'scsi' })
-    fake.json('GET /network/ports', { ports: [{ id: 'p', network_id: 'net-1', mac_address: 'fa:16:3e:00:00:01', fixed_ips: [{ subnet_id: 'sub-1', ip_address: '10.0.0.5' }] }] })
+    fake.json('GET /network/ports', { ports: [{ network_id: 'net-2', mac_address: 'fa:16:3e:00:00:09', fixed_ips: [], created_at: '2026-01-01T00:00:02Z' },
+      { id: 'p', created_at: '2026-01-01T00:00:01Z', network_id: 'net-1', mac_address: 'fa:16:3e:00:00:01', fixed_ips: [{ subnet_id: 'sub-1', ip_address: '10.0.0.5' }] }] })
     fake.json('GET /network/networks/net-1', { network: { id: 'net-1', name: 'private' } })
     fake.json('GET /compute/servers/srv-1/os-volume_attachments', { volumeAttachments: [{ volumeId: 'vol-1', device: '/dev/vdb' }] })
     const nova = await readServer(cloud, 'srv-1', signal)
-    assert.deepEqual(nova.warnings, [])
+    assert.deepEqual(nova.warnings.map((text) => text.split(' could')[0]), ['the network net-2'])
     assert.deepEqual(nova.flavor, { name: 'm1.small', vcpus: 2, ramMiB: 2048, diskGiB: 20 })
-    assert.deepEqual(nova.ports, [{ networkId: 'net-1', networkName: 'private', mac: 'fa:16:3e:00:00:01', fixedIps: [{ address: '10.0.0.5', subnetId: 'sub-1' }] }])
+    assert.deepEqual(nova.ports, [{ networkId: 'net-1', networkName: 'private', mac: 'fa:16:3e:00:00:01', fixedIps: [{ address: '10.0.0.5', subnetId: 'sub-1' }] },
+      { networkId: 'net-2', mac: 'fa:16:3e:00:00:09', fixedIps: [] }])
     assert.deepEqual(nova.volumes, [{ id: 'vol-1', device: '/dev/vdb', deleteOnTermination: true }])
     assert.deepEqual([nova.image?.name, nova.keyName, nova.tags, nova.securityGroups, nova.configDrive, nova.availabilityZone, nova.userData, nova.projectId],
       ['debian', 'ann', ['web'], ['default'], true, 'az1', 'aGk=', 'project-1'])

@@ -164,6 +164,22 @@ describe('machines in OpenStack', { skip: withoutCloud }, () => {
     assert.deepEqual([image!['name'], (image!['properties'] as Json)['hw_disk_bus'], server!['description'], server!['adminPass'], server!['locked']],
       ['locked-image', 'scsi', 'sells things', undefined, false])
   })
+  test('a running machine: what QEMU says of it and what Nova says are in one description', { skip: hasTool('qemu-system-x86_64') ? false : 'qemu-system-x86_64 is not installed' }, async () => {
+    const id = await newServer('runs')
+    const socket = world.path('qmp.sock'), copy = world.path('runs.img')
+    writeFileSync(copy, readFileSync(disk()))
+    const machine = spawn('qemu-system-x86_64', ['-accel', 'tcg', '-display', 'none', '-nodefaults', '-m', '32', '-name', 'instance-1', '-qmp', `unix:${socket},server=on,wait=off`,
+      '-drive', `file=${copy},format=raw,if=virtio`], { stdio: ['ignore', 'ignore', 'inherit'] })
+    try {
+      await until('QEMU listens', async () => await Promise.resolve(existsSync(socket) ? true : undefined))
+      await world.ok(['backup', '--vm', socket, '--source', 'runs', '--nova-server', id, '--json'])
+      const [{ machine: described }] = await world.json(['machine', 'latest', '--source', 'runs']) as [{ machine: { name: string; consistency: string; qemu: Json; nova: Json } }]
+      assert.deepEqual([described.name, described.consistency, (described.qemu['disks'] as Json[]).length, described.nova['serverId']], ['instance-1', 'crash', 1, id])
+      assert.equal(await reasonOf(id), null)
+      const [plan] = await world.json(['restore', 'latest', '--source', 'runs', '--to-nova', '--dry-run'])
+      assert.deepEqual([plan!['name'], plan!['problems'], (plan!['disks'] as Json[]).length], ['runs', [], 1])
+    } finally { machine.kill('SIGKILL') }
+  })
   test('a backup that is interrupted takes its lock back; one that is killed leaves it to the next one', async () => {
     const id = await newServer('killed')
     const interrupted = heldBackup(id)
@@ -212,6 +228,8 @@ describe('machines in OpenStack', { skip: withoutCloud }, () => {
     await demo.ask('image', { method: 'DELETE', path: `/images/${imageId}` })
     await admin.ask('compute', { method: 'DELETE', path: '/flavors/1' })
 
+    const body = JSON.parse((await world.ok(['machine', 'latest', '--source', 'shop', '--as', 'nova'])).stdout) as { server: Json }
+    assert.deepEqual([body.server['name'], body.server['flavorRef'], body.server['tags'], body.server['networks']], ['shop', 'tiny', ['prod', 'web'], 'none'])
     const lacking = await world.run(['restore', 'latest', '--source', 'shop', '--to-nova', '--json'])
     assert.equal(lacking.code, 1)
     assert.match(lacking.stderr, /missing: This cloud has no flavor "tiny".*large enough are small-there/)

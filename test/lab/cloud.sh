@@ -39,9 +39,9 @@ start_cloud() {
         --master --processes 1 --threads 1 --lazy-apps --need-app --die-on-term --add-header "Connection: close" --buffer-size 65535
       wait_http placement "http://127.0.0.1:$PORT_PLACEMENT/" ;;
     neutron-stub) launch neutron-stub /usr/bin/python3 "$HERE/neutron-stub.py" "$PORT_NEUTRON"; wait_http neutron-stub "http://127.0.0.1:$PORT_NEUTRON/" ;;
-    nova-conductor | nova-scheduler) launch "$1" /usr/bin/python3 "/usr/bin/$1" --config-file "$N/nova.conf" ;;
-    nova-compute) launch nova-compute /usr/bin/python3 "$N/nova-compute" --config-file "$N/nova.conf" ;;
-    nova-api) launch nova-api /usr/bin/python3 /usr/bin/nova-api --config-file "$N/nova.conf"; wait_http nova-api "http://127.0.0.1:$PORT_NOVA/" ;;
+    nova-conductor | nova-scheduler) launch "$1" /usr/bin/python3 "$HERE/nova-run.py" "/usr/bin/$1" --config-file "$N/nova.conf" ;;
+    nova-compute) launch nova-compute /usr/bin/python3 "$HERE/nova-run.py" "$N/nova-compute" --config-file "$N/nova.conf" ;;
+    nova-api) launch nova-api /usr/bin/python3 "$HERE/nova-run.py" /usr/bin/nova-api --config-file "$N/nova.conf"; wait_http nova-api "http://127.0.0.1:$PORT_NOVA/" ;;
     *) echo "unknown part: $1" >&2; exit 2 ;;
   esac
 }
@@ -98,7 +98,8 @@ log_file = $LAB_DIR/log/placement-app.log
 [api]
 auth_strategy = keystone
 [placement_database]
-connection = sqlite:///$P/placement.db?timeout=30
+connection = sqlite:///$P/placement.db?timeout=60
+sqlite_synchronous = false
 [oslo_policy]
 policy_dirs = $P/policy.d
 $(authtoken placement)
@@ -125,9 +126,11 @@ workers = 1
 workers = 1
 discover_hosts_in_cells_interval = 5
 [database]
-connection = sqlite:///$N/nova.db?timeout=30
+connection = sqlite:///$N/nova.db?timeout=60
+sqlite_synchronous = false
 [api_database]
-connection = sqlite:///$N/nova_api.db?timeout=30
+connection = sqlite:///$N/nova_api.db?timeout=60
+sqlite_synchronous = false
 [oslo_concurrency]
 lock_path = $N/tmp
 [oslo_policy]
@@ -160,9 +163,9 @@ prepare_nova() {
   rm -f "$N"/*.db* "$P/placement.db"
   /usr/bin/placement-manage --config-dir "$P" db sync >>"$LAB_DIR/log/placement-setup.log" 2>&1 &
   local placement=$!
-  { $m api_db sync; $m cell_v2 map_cell0 --database_connection "sqlite:///$N/nova_cell0.db?timeout=30"
+  { $m api_db sync; $m cell_v2 map_cell0 --database_connection "sqlite:///$N/nova_cell0.db?timeout=60"
     $m db sync
-    $m cell_v2 create_cell --name cell1 --transport-url "$AMQP" --database_connection "sqlite:///$N/nova.db?timeout=30"; } >>"$LAB_DIR/log/nova-setup.log" 2>&1
+    $m cell_v2 create_cell --name cell1 --transport-url "$AMQP" --database_connection "sqlite:///$N/nova.db?timeout=60"; } >>"$LAB_DIR/log/nova-setup.log" 2>&1
   for d in nova nova_api nova_cell0; do wal "$N/$d.db"; done
   wait "$placement"; wal "$P/placement.db"
 }

@@ -1,4 +1,4 @@
-/** roost machine: what a snapshot says of its machine, as JSON, as a command that starts QEMU, or as XML of libvirt. */
+/** roost machine: what a snapshot says of its machine, as JSON, as a command that starts QEMU, as XML of libvirt, or as a request to Nova. */
 import { readlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { openSnapshot } from '../../../client/browse/open-snapshot.js'
@@ -12,13 +12,13 @@ import { printable } from '../format.js'
 import { snapshotChoice } from './restore.js'
 
 interface MachineFlags { readonly as: string; readonly disks?: string; readonly format: string; readonly firmware?: string; readonly source?: string }
-const FORMS = ['json', 'qemu', 'libvirt'] as const
+const FORMS = ['json', 'qemu', 'libvirt', 'nova'] as const
 
 export function registerMachine(registry: Registry): void {
   does<MachineFlags>(registry, withExamples(registry.program.command('machine')
     .argument('<snapshot>', 'an id, the start of one (6 digits or more), or "latest"')
     .description('print what a snapshot says of its machine')
-    .addOption(choiceOption('--as <form>', 'JSON, a line for sh that starts QEMU, or XML for virsh define', FORMS, 'json'))
+    .addOption(choiceOption('--as <form>', 'JSON, a line for sh that starts QEMU, XML for virsh define, or the body of POST /servers', FORMS, 'json'))
     .option('--disks <dir>', 'where its disks are, as `roost restore --target DIR` puts them (default: this directory)')
     .addOption(choiceOption('--format <format>', 'of the disks there', ['raw', 'qcow2'], 'qcow2'))
     .option('--firmware <file>', 'for --as qemu: of UEFI machines, such as /usr/share/ovmf/OVMF.fd')
@@ -33,6 +33,7 @@ export function registerMachine(registry: Registry): void {
       const machine = await readMachine(open, context.signal)
       if (machine.problem !== undefined) throw machine.problem
       if (flags.as === 'json') tellJson(context, machine, open.snapshotId)
+      else if (flags.as === 'nova') await tellNova(context, machine)
       else await (flags.as === 'qemu' ? tellQemu : tellLibvirt)(context, machine, flags)
     } finally { await open.close() }
   })
@@ -43,6 +44,14 @@ function tellJson({ output }: CommandContext, { description, disks }: SnapshotMa
     throw new ClientError('MACHINE_MALFORMED', 'The snapshot has no machine.json: it is of disks or files alone. --as qemu and --as libvirt guess what is not known.')
   output.record({ type: 'machine', snapshotId, disks: disks.map(({ name, entry }) => ({ name, bytes: entry.content!.bytes })), machine: description })
   output.line(JSON.stringify(description, undefined, 2).replace(/[\u007f-\u009f]/g, (character) => `\\u00${character.charCodeAt(0).toString(16)}`))
+}
+async function tellNova({ output }: CommandContext, { description }: SnapshotMachine): Promise<void> {
+  if (description?.nova === undefined) throw new ClientError('MACHINE_MALFORMED', 'The snapshot has no record of Nova: it was made without --nova-server, or Nova was away.')
+  const { recordedServerBody } = await import('../../../client/openstack/server-plan.js')
+  const body = recordedServerBody(description.nova)
+  output.record({ type: 'server-request', body })
+  output.line(JSON.stringify(body, undefined, 2))
+  output.note('Names and ids are as recorded: put in those of the cloud. `roost restore --to-nova --dry-run` looks them up.')
 }
 async function tellQemu({ output }: CommandContext, machine: SnapshotMachine, flags: MachineFlags): Promise<void> {
   const { qemuArguments, shellQuote } = await import('../../../client/machine/qemu-arguments.js')
