@@ -46,7 +46,7 @@ describe('machines in OpenStack', { skip: withoutCloud }, () => {
       await post(admin, '/flavors', { flavor: { id, name, vcpus: 1, ram: 64, disk: 1 } })
     await post(admin, '/flavors/1/os-extra_specs', { extra_specs: { 'hw:mem_page_size': 'small' } })
     for (const name of ['ann', 'ann-there']) await post(demo, '/os-keypairs', { keypair: { name } })
-  }, { timeout: 300_000 })
+  }, { timeout: 600_000 })
   after(async () => {
     await demo?.close()
     await admin?.close()

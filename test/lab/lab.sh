@@ -41,7 +41,7 @@ stop() {
   done
 }
 wait_http() {
-  local n="$1" u="$2" c end=$((SECONDS + 60))
+  local n="$1" u="$2" c end=$((SECONDS + 120))
   while [ $SECONDS -lt $end ]; do
     c=$(curl -s -o /dev/null -m 3 -w '%{http_code}' "$u" || true)
     [ "$c" != 000 ] && [ "$c" -lt 500 ] && return 0
@@ -251,6 +251,7 @@ prepare_keystone() {
 command="$1"; shift
 case "$command" in
   up)
+    case " $* " in *" nova "*) begin_nova ;; esac
     case " $* " in *" swift "*)
       configure_swift
       for i in $(seq 2 "$OBJECT_SERVERS"); do start "swift-object$i"; done

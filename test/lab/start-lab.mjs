@@ -26,7 +26,7 @@ export const cloudInstalled = () => labInstalled() && ['glance-api', 'nova-api',
 
 /** Runs a command of lab.sh on a lab that `startLab` described. Throws with the script's last words. */
 export function controlLab({ directory, environment }, ...words) {
-  const { status, stderr } = spawnSync('bash', [SCRIPT, ...words], { env: { ...process.env, ...environment, LAB_DIR: directory }, encoding: 'utf8', timeout: 240_000 })
+  const { status, stderr } = spawnSync('bash', [SCRIPT, ...words], { env: { ...process.env, ...environment, LAB_DIR: directory }, encoding: 'utf8', timeout: 480_000 })
   if (status !== 0) throw new Error(`lab.sh ${words.join(' ')} ended with ${status}: ${stderr.trim().split('\n').slice(-6).join(' | ')}`)
 }
 
