@@ -6,6 +6,7 @@
 //   npm run bench -- --only targets               uploads to real Swift beside curl
 //   npm run bench -- --only boot                  a guest from `roost nbd` beside the local raw file, packs on files and on Swift
 //   npm run bench -- --only disks --gib N         a disk by its dirty bitmap, beside nbdcopy, qemu-img and restic
+//   npm run bench -- --only vm                    a machine's disk after 1 % random writes, against restic and reading it all
 //   npm run bench -- --only gc --chunks N         a collection at N chunks, and repacking beside a plain copy
 //   npm run bench -- --only replication           between two servers, with latency, beside a plain copy of the same packs
 //   npm run bench -- --only index --chunks N      the index at N chunks (1 000 000 and 10 000 000 without)
@@ -31,5 +32,6 @@ if (only === undefined || only === 'disks') bench('disk-bench', ...(given.includ
 if (only === undefined || only === 'targets') bench('target-bench')
 if (only === undefined || only === 'replication') bench('replication-bench', ...(only === 'replication' ? given : []))
 if (only === undefined || only === 'boot') bench('boot-bench')
+if (only === undefined || only === 'vm') bench('vm-bench', ...given.filter((_word, at) => !['--only', 'vm'].includes(given[at])))
 if (only === undefined || only === 'index') for (const count of chunks) bench('index-bench', '--chunks', count)
 if (only === undefined || only === 'gc') for (const [at, count] of chunks.entries()) bench('gc-bench', '--chunks', count, ...(at === 0 ? [] : ['--repack-mib', '0', '--push-mib', '0']))

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Installs what the guest lab needs, from Debian's packages: QEMU and the tools that make a guest's kernel, memory disk and images.
 set -euo pipefail
-packages=(qemu-system-x86 qemu-utils libnbd-bin seabios busybox-static e2fsprogs kmod cpio socat syslinux syslinux-common mtools dosfstools fdisk)
-commands=(qemu-system-x86_64 qemu-img nbdcopy busybox e2fsck cpio socat syslinux mcopy mkfs.vfat sfdisk)
+packages=(libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils libnbd-bin seabios busybox-static e2fsprogs kmod cpio socat syslinux syslinux-common mtools dosfstools fdisk)
+commands=(libvirtd virsh qemu-system-x86_64 qemu-img nbdcopy busybox e2fsck cpio socat syslinux mcopy mkfs.vfat sfdisk)
 export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 for command in "${commands[@]}"; do command -v "$command" >/dev/null 2>&1 || missing+=("$command"); done
