@@ -232,7 +232,7 @@ describe('damaged images', { skip }, () => {
       closeSync(sparse)
     })
     const images = [scene.mkfs('one', ['-t', 'ext4', '-b', '1024'], root, 8), scene.mkfs('two', ['-t', 'ext2', '-b', '1024'], root, 8)]
-    const rounds = SLOW ? 4_000 : 250
+    const rounds = SLOW ? 2_000 : 250
     let opened = 0, failed = 0
     for (let round = 0; round < rounds; round++) {
       const random = seeded(round + 1)
