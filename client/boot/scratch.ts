@@ -14,8 +14,13 @@ export class Scratch {
   readonly #files: string[] = []
   /** `directory`: where overlays go, which grow with what the machine writes. Sockets are where their paths are short. Both mode 0700. */
   constructor(directory: string = tmpdir()) {
-    this.#sockets = mkdtempSync(join(Buffer.byteLength(tmpdir()) > SHORT_BYTES_MAX ? '/tmp' : tmpdir(), 'roost-boot-'))
     this.#overlays = mkdtempSync(join(directory, 'roost-overlay-'))
+    try {
+      this.#sockets = mkdtempSync(join(Buffer.byteLength(tmpdir()) > SHORT_BYTES_MAX ? '/tmp' : tmpdir(), 'roost-boot-'))
+    } catch (error) {
+      rmSync(this.#overlays, { recursive: true, force: true })
+      throw error
+    }
   }
   socket(name: string): string { return join(this.#sockets, name) }
   /** An empty overlay of a disk; its backing file is for QEMU to be told. */
