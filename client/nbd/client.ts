@@ -132,8 +132,8 @@ export class NbdClient {
             if (++errors >= ERROR_TRIES || LASTING.some((code) => code === error.error)) throw error
             await clock.sleep(RETRY_MS * 2 ** errors, signal)
           } else if (!(error instanceof NbdLost) || this.#isClosed) throw error
-          // One that always costs the connection, while others are answered.
-          else if (++losses > this.#limits.lossesMax) throw this.#givenUp(losses, error)
+          // One that always costs the connection, while others are answered: those before it may each have had their turn.
+          else if (++losses > this.#limits.lossesMax + REQUESTS_IN_FLIGHT) throw this.#givenUp(losses, error)
         }
       }
     })

@@ -1,69 +1,27 @@
-/** Disks that are not plain files: image formats and their backing files, NBD exports with and without dirty bitmaps, LVM snapshots. Real servers of NBD. */
+/** Disks that are not plain files: image formats and their backing files, LVM snapshots. */
 import assert from 'node:assert/strict'
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
-import { chmodSync, closeSync, existsSync, ftruncateSync, mkdirSync, openSync, readFileSync, readdirSync, writeFileSync, writeSync } from 'node:fs'
-import { connect } from 'node:net'
+import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { describe, test, type TestContext } from 'node:test'
+import { describe, test } from 'node:test'
+import { assertSame, backup, lackOfDiskTools, qemuIo, rawImage, sharedWorld, startServer } from '../support/disk-scene.js'
 import { noise } from '../support/odd-tree.js'
-import { hasTool, openWorld, tool, type RoostWorld } from '../support/run-roost.js'
+import { tool, type RoostWorld } from '../support/run-roost.js'
 
-const KiB = 1024
-const MiB = 1024 * KiB
+const MiB = 1024 * 1024
 
-const lacking = ['qemu-img', 'qemu-nbd', 'qemu-io', 'nbdkit'].filter((name) => !hasTool(name))
-const skip = lacking.length === 0 ? false : `SKIPPED GROUP: sources of blocks — not installed: ${lacking.join(', ')}`
+const skip = lackOfDiskTools()
 if (skip !== false) console.log(skip)
 
-interface Disk { readonly name: string; readonly imageBytes: number; readonly read: string; readonly reason?: string; readonly dirtyBytes: number; readonly cleanBytes: number
-  readonly auditedBytes: number; readonly auditMismatches: number }
-interface Saved { readonly id: string; readonly disks: readonly Disk[]; readonly statistics: Record<string, number>; readonly problems: number }
-const savedOf = (lines: readonly Record<string, unknown>[]): Saved => lines.find((line) => line['type'] === 'snapshot') as unknown as Saved
-async function backup(world: RoostWorld, ...args: readonly string[]): Promise<Saved> { return savedOf(await world.json(['backup', ...args])) }
-
-/** Noise here and there in a sparse file. */
-function rawImage(world: RoostWorld, name: string, bytes: number): string {
-  const path = world.path(name)
-  const fd = openSync(path, 'w')
-  ftruncateSync(fd, bytes)
-  for (let at = 0; at < bytes; at += 11 * MiB) writeSync(fd, noise(MiB, at + 1), 0, Math.min(MiB, bytes - at), at)
-  closeSync(fd)
-  return path
-}
-const qemuIo = (image: string, ...commands: readonly string[]): void => {
-  tool('qemu-io', ['-f', image.endsWith('.qcow2') ? 'qcow2' : 'raw', ...commands.flatMap((command) => ['-c', command]), image])
-}
-/** Restores one disk of a snapshot and compares it with what QEMU reads of an image. */
-async function assertSame(world: RoostWorld, snapshot: string, image: string, format: string, entry?: string): Promise<void> {
-  const path = world.path(`back-${snapshot.slice(0, 8)}-${entry ?? ''}.raw`)
-  await world.ok(['restore', entry === undefined ? snapshot : `${snapshot}:/${entry}`, '--to-file', path])
-  assert.match(tool('qemu-img', ['compare', '-f', format, '-F', 'raw', image, path]), /identical/)
-}
-async function startServer(t: TestContext, command: string, args: readonly string[], socket: string): Promise<ChildProcess> {
-  const child = spawn(command, [...args], { stdio: ['ignore', 'ignore', 'pipe'] })
-  let errors = ''
-  child.stderr!.on('data', (bytes: Buffer) => { errors += bytes.toString() })
-  t.after(() => { child.kill('SIGKILL') })
-  for (let attempt = 0; attempt < 400; attempt++) {
-    const isThere = await new Promise<boolean>((resolve) => {
-      const probe = connect(socket, () => { probe.destroy(); resolve(true) })
-      probe.on('error', () => { resolve(false) })
-    })
-    if (isThere) return child
-    if (child.exitCode !== null) throw new Error(`${command} ended: ${errors}`)
-    await new Promise((resolve) => setTimeout(resolve, 25))
-  }
-  throw new Error(`${command} does not listen: ${errors}`)
-}
 function commandOf(pid: string): string {
   try { return readFileSync(`/proc/${pid}/cmdline`, 'utf8') } catch { return '' } // it ended meanwhile
 }
 const privateDisks = (): string[] => readdirSync(tmpdir()).filter((name) => name.startsWith('roost-disk-'))
 
 describe('image files', { skip }, () => {
+  const openWorld = sharedWorld()
   test('a qcow2 image with backing files of other formats comes back as QEMU reads it', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const before = privateDisks()
     const base = rawImage(world, 'base.raw', 64 * MiB)
     const middle = world.path('middle.qcow2')
@@ -83,7 +41,7 @@ describe('image files', { skip }, () => {
     assert.deepEqual(privateDisks(), before, 'no server and no socket is left')
   })
   test('other formats are read by their names, several at once, each under a name of its own', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const raw = rawImage(world, 'data.raw', 40 * MiB)
     const images = ['vmdk', 'vdi', 'vhdx', 'qed'].map((format) => {
       const path = world.path(`disk-${format}.${format}`)
@@ -99,7 +57,7 @@ describe('image files', { skip }, () => {
     assert.deepEqual([twice.code, /name them/.test(twice.stderr)], [2, true])
   })
   test('content is never believed: a raw disk with a qcow2 header is refused unless somebody says what it is', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const secret = world.path('secret')
     writeFileSync(secret, 'secret'.repeat(10_000))
     const disk = world.path('disk')
@@ -112,7 +70,7 @@ describe('image files', { skip }, () => {
     assert.ok(readFileSync(world.path('back')).equals(readFileSync(disk)), 'raw: its bytes, and nothing of the secret')
   })
   test('an image that names files which nobody vouches for is refused: no format, another protocol, data elsewhere', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const base = rawImage(world, 'base.raw', MiB)
     for (const [name, make, why] of [
       ['unsaid', (path: string) => {
@@ -136,7 +94,7 @@ describe('image files', { skip }, () => {
     }
   })
   test('an image that a machine has open is refused, raw or not', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const raw = rawImage(world, 'disk.raw', 4 * MiB)
     const qcow2 = world.path('disk.qcow2')
     tool('qemu-img', ['create', '-q', '-f', 'qcow2', qcow2, '4M'])
@@ -149,7 +107,7 @@ describe('image files', { skip }, () => {
     }
   })
   test('a backup whose private server is killed fails at once and says so', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const image = world.path('disk.qcow2')
     tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 64 * MiB), image])
     const failing = world.run(['backup', '--image', image, '--limit-read', '100K', '--source', 'slow'])
@@ -165,7 +123,7 @@ describe('image files', { skip }, () => {
     assert.match(stderr, /qemu-nbd ended \(SIGKILL\) instead of serving .*disk\.qcow2/)
   })
   test('the private server ends with a backup that is killed or interrupted', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const before = privateDisks()
     const image = world.path('disk.qcow2')
     tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 64 * MiB), image])
@@ -188,135 +146,8 @@ describe('image files', { skip }, () => {
   })
 })
 
-describe('NBD exports', { skip }, () => {
-  test('of qemu-nbd and nbdkit are read right: whatever block sizes, delays and errors in between', async (t) => {
-    const world = await openWorld(t)
-    const image = rawImage(world, 'disk.raw', 24 * MiB + 4096)
-    const socket = world.path('s')
-    const cases: readonly (readonly [string, string, readonly string[]])[] = [
-      ['qemu-nbd', 'qemu-nbd', ['-t', '-r', '-f', 'raw', '-x', 'a/b c', '-k', socket, image]],
-      ['nbdkit', 'nbdkit', ['-f', '-r', '-U', socket, 'file', image]],
-      ['without extents', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=noextents', 'file', image]],
-      ['without structure', 'nbdkit', ['-f', '-r', '-U', socket, '--no-sr', 'file', image]],
-      ['large blocks only', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=blocksize-policy', 'file', image, 'blocksize-minimum=4096', 'blocksize-preferred=4096', 'blocksize-maximum=65536', 'blocksize-error-policy=error']],
-      ['slow', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=delay', 'file', image, 'rdelay=5ms', 'delay-extents=5ms']],
-      ['with errors now and then', 'nbdkit', ['-f', '-r', '-U', socket, '--filter=error', 'file', image, 'error-pread-rate=5%', 'error=EIO']],
-    ]
-    for (const [name, command, args] of cases) {
-      const server = await startServer(t, command, args, socket)
-      const uri = `nbd+unix:///${command === 'qemu-nbd' ? 'a/b%20c' : ''}?socket=${socket}`
-      const saved = await backup(world, '--image', uri, '--source', name)
-      await assertSame(world, saved.id, image, 'raw')
-      const gone = new Promise((resolve) => server.once('exit', resolve))
-      server.kill('SIGTERM')
-      await gone
-      spawnSync('rm', ['-f', socket])
-    }
-  })
-  test('that cannot be read in a place fail the backup with the place; no snapshot is made', async (t) => {
-    const world = await openWorld(t)
-    const image = rawImage(world, 'disk.raw', 24 * MiB)
-    const socket = world.path('s')
-    await startServer(t, 'nbdkit', ['-f', '-r', '-U', socket, 'eval', 'get_size=echo 25165824', 'pread=if [ $4 -le 12582912 ] && [ $(($4 + $3)) -gt 12582912 ]; then echo EIO bad sector >&2; exit 1; fi; ' +
-      `dd if=${image} skip=$4 count=$3 iflag=count_bytes,skip_bytes bs=64K status=none`], socket)
-    const { code, stderr } = await world.run(['backup', '--image', `nbd+unix:///?socket=${socket}`, '--source', 'bad'])
-    assert.equal(code, 1)
-    assert.match(stderr, /cannot read \d+ bytes at 12582912 of ""/)
-    assert.equal((await world.json(['snapshots', '--source', 'bad'])).filter((line) => line['id'] !== undefined).length, 0)
-  })
-  test('of roost itself, over TCP with TLS and not without', async (t) => {
-    const world = await openWorld(t)
-    const image = rawImage(world, 'disk.raw', 16 * MiB)
-    const first = await backup(world, '--image', image, '--source', 'one')
-    const pki = world.path('pki')
-    mkdirSync(pki)
-    const openssl = (...args: readonly string[]): void => { assert.equal(spawnSync('openssl', [...args], { cwd: pki, stdio: 'ignore' }).status, 0) }
-    const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'] as const
-    openssl('req', '-x509', ...key, '-days', '2', '-subj', '/CN=authority', '-keyout', 'ca-key.pem', '-out', 'ca-cert.pem')
-    writeFileSync(join(pki, 'extensions'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n')
-    for (const who of ['server', 'client']) {
-      openssl('req', ...key, '-subj', `/CN=${who}`, '-keyout', `${who}-key.pem`, '-out', `${who}.csr`)
-      openssl('x509', '-req', '-in', `${who}.csr`, '-CA', 'ca-cert.pem', '-CAkey', 'ca-key.pem', '-CAcreateserial', '-days', '2', '-extfile', 'extensions', '-out', `${who}-cert.pem`)
-    }
-    const serving = world.start(['nbd', first.id, '--listen', '127.0.0.1:0', '--tls-cert', join(pki, 'server-cert.pem'), '--tls-key', join(pki, 'server-key.pem'), '--tls-ca', join(pki, 'ca-cert.pem')], 'pipe')
-    t.after(() => { serving.kill('SIGKILL') })
-    const uri = await new Promise<string>((resolve) => serving.stdout!.once('data', (bytes: Buffer) => { resolve(bytes.toString().split('\n')[0]!) }))
-    const again = await backup(world, '--image', `back=${uri}disk.raw?tls-certificates=${pki}`, '--source', 'two')
-    assert.equal(again.statistics['bytesRead'], 2 * MiB, 'its holes are not read')
-    await assertSame(world, again.id, image, 'raw')
-    for (const [bad, why] of [[uri, /certificate/i], [uri.replace('nbds', 'nbd'), /wants TLS/]] as const) {
-      const { code, stderr } = await world.run(['backup', '--image', `x=${bad}disk.raw`, '--source', 'three'])
-      assert.equal(code, 1)
-      assert.match(stderr, why)
-    }
-    serving.kill('SIGINT')
-  })
-})
-
-describe('a dirty bitmap', { skip }, () => {
-  const CONTEXT = 'qemu:dirty-bitmap:b0'
-  const MAP = ['--dirty-map', CONTEXT] as const
-  interface MappedWorld { readonly world: RoostWorld; readonly image: string; readonly first: Saved }
-  async function prepare(t: TestContext): Promise<MappedWorld> {
-    const world = await openWorld(t)
-    const image = world.path('disk.qcow2')
-    tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 512 * MiB), image])
-    const first = await backup(world, '--image', image, '--source', 'vm')
-    tool('qemu-img', ['bitmap', '--add', '-f', 'qcow2', image, 'b0'])
-    return { world, image, first }
-  }
-  test('leads to what was written, and only that is read; the image is the machine\'s', async (t) => {
-    const { world, image, first } = await prepare(t)
-    qemuIo(image, 'write -P 1 100M 4k', 'write -P 2 300M 200k', 'write -z 22M 1M', 'discard 44M 1M')
-    const saved = await backup(world, '--image', image, '--source', 'vm', ...MAP, '--dirty-map-since', first.id, '--audit', '0')
-    const [disk] = saved.disks
-    assert.deepEqual([disk!.read, disk!.reason, disk!.auditedBytes, saved.problems], ['incremental', undefined, 0, 0])
-    assert.ok(saved.statistics['bytesRead']! <= 512 * KiB, `${saved.statistics['bytesRead']!} bytes read for 204 KiB of data`)
-    assert.equal(disk!.dirtyBytes, saved.statistics['bytesRead'])
-    await assertSame(world, saved.id, image, 'qcow2')
-    await world.ok(['check', '--read-data'])
-
-    // By a server of its own, with an audit.
-    const socket = world.path('s')
-    await startServer(t, 'qemu-nbd', ['-t', '-r', '-f', 'qcow2', '-B', 'b0', '-k', socket, image], socket)
-    const audited = await backup(world, '--image', `disk=nbd+unix:///?socket=${socket}`, '--source', 'vm', ...MAP, '--dirty-map-since', first.id, '--audit', '10')
-    assert.deepEqual([audited.disks[0]!.read, audited.disks[0]!.dirtyBytes, audited.problems], ['incremental', disk!.dirtyBytes, 0])
-    const share = audited.disks[0]!.auditedBytes / audited.disks[0]!.cleanBytes
-    assert.ok(share > 0.05 && share < 0.15, `${share} of what is clean was compared`)
-    assert.equal(audited.statistics['bytesRead'], audited.disks[0]!.dirtyBytes + audited.disks[0]!.auditedBytes)
-    await assertSame(world, audited.id, image, 'qcow2')
-  })
-  test('of another snapshot, or that the export does not have, is not used: all is read, and why is said', async (t) => {
-    const { world, image, first } = await prepare(t)
-    qemuIo(image, 'write -P 1 100M 4k')
-    const lacking = await backup(world, '--image', image, '--source', 'vm')
-    for (const [args, why] of [[['--dirty-map', 'qemu:dirty-bitmap:b0', '--dirty-map-since', first.id], undefined], [['--dirty-map', 'other:map', '--dirty-map-since', first.id], /does not offer/]] as const) {
-      const saved = await backup(world, '--image', image, '--source', 'vm', ...args)
-      if (why !== undefined) { assert.equal(saved.disks[0]!.read, 'full'); assert.match(saved.disks[0]!.reason!, why) }
-      else assert.equal(saved.disks[0]!.read, 'incremental')
-      await assertSame(world, saved.id, image, 'qcow2')
-    }
-    assert.equal(lacking.disks[0]!.read, 'full')
-    tool('qemu-img', ['resize', '-q', '-f', 'qcow2', image, '513M'])
-    const grown = await backup(world, '--image', image, '--source', 'vm', ...MAP, '--dirty-map-since', first.id)
-    assert.deepEqual([grown.disks[0]!.read, /its length has changed/.test(grown.disks[0]!.reason!)], ['full', true])
-    await assertSame(world, grown.id, image, 'qcow2')
-  })
-  test('that misses a write is found by an audit, told of, and the snapshot is right all the same', async (t) => {
-    const { world, image, first } = await prepare(t)
-    tool('qemu-img', ['bitmap', '--disable', '-f', 'qcow2', image, 'b0'])
-    qemuIo(image, 'write -P 7 200M 4k')
-    const result = await world.run(['backup', '--image', image, '--source', 'vm', ...MAP, '--dirty-map-since', first.id, '--audit', '100', '--json'])
-    assert.equal(result.code, 3)
-    const lines = result.stdout.trim().split('\n').map((line) => JSON.parse(line) as Record<string, unknown>)
-    assert.ok(lines.some((line) => line['type'] === 'problem' && line['reason'] === 'map-wrong' && /209715200/.test(line['message'] as string)))
-    const saved = savedOf(lines)
-    assert.deepEqual([saved.disks[0]!.read, saved.disks[0]!.auditMismatches], ['full', 1])
-    await assertSame(world, saved.id, image, 'qcow2')
-  })
-})
-
 describe('an LVM volume', () => {
+  const openWorld = sharedWorld()
   /** lvs, lvcreate and lvremove over a folder: a volume is a file, its tags are in another. Device-mapper is not needed for what is ours in it. */
   function fakeLvm(world: RoostWorld): { readonly environment: Record<string, string>; readonly group: string } {
     const bin = world.path('bin')
@@ -342,7 +173,7 @@ cp "$origin" "$name"; echo "\${tags#,}" > "$name.tags"`)
   const volumes = (group: string): string[] => readdirSync(group).sort()
 
   test('is read from a snapshot that is removed afterwards, also when the backup fails; what a killed run left goes with the next', async (t) => {
-    const world = await openWorld(t)
+    const world = await openWorld()
     const { environment, group } = fakeLvm(world)
     writeFileSync(join(group, 'web1'), noise(2 * MiB, 3))
     const args = ['backup', '--image', join(group, 'web1'), '--lvm-snapshot', '--source', 'lv', '--json'] as const
