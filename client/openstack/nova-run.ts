@@ -18,6 +18,8 @@ export interface NovaRunOptions {
   readonly takesOver: boolean
   /** Without Nova's record and the mark there is to be no backup. */
   readonly isRequired: boolean
+  /** How long the cloud may take for all of it. Default 60 s. */
+  readonly patienceMs?: number
   readonly clock: Clock
   readonly random: Random
   warn(message: string): void
@@ -31,8 +33,8 @@ export interface NovaRun {
   end(): Promise<void>
 }
 
-/** For a backup that waits. */
-const BEGIN_MS_MAX = 60_000
+/** A backup waits. */
+const PATIENCE_MS = 60_000
 const END_MS_MAX = 20_000
 const END_ATTEMPTS = 3
 const END_PAUSE_MS = 1_000
@@ -42,7 +44,8 @@ export async function beginNova(cloud: Cloud, options: NovaRunOptions, signal: A
   const { serverId, clock, warn } = options
   const mark = newMark(options.random, dateOf(clock.now()).toISOString().replace(/\.\d+Z$/, 'Z'))
   const own = formatMark(mark)
-  const patience = AbortSignal.timeout(BEGIN_MS_MAX)
+  const patienceMs = options.patienceMs ?? PATIENCE_MS
+  const patience = AbortSignal.timeout(patienceMs)
   const bounded = AbortSignal.any([signal, patience])
   let placed: MarkWish = 'none', mayBePlaced = false
   const end = async (): Promise<void> => {
@@ -52,7 +55,7 @@ export async function beginNova(cloud: Cloud, options: NovaRunOptions, signal: A
   /** What stops no backup is returned, for a warning. */
   const tolerable = (error: unknown): CloudError => {
     const late = patience.aborted && !signal.aborted && !(error instanceof CloudError)
-    const cause = late ? new CloudError('CLOUD_UNAVAILABLE', `The cloud did not answer within ${BEGIN_MS_MAX / 1000} s.`) : error
+    const cause = late ? new CloudError('CLOUD_UNAVAILABLE', `The cloud did not answer within ${patienceMs / 1000} s.`) : error
     if (cause instanceof CloudError && cause.code !== 'SERVER_MARKED' && !options.isRequired) return cause
     throw cause
   }

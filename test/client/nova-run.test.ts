@@ -157,6 +157,14 @@ describe('a run', () => {
     assert.match(warnings.join(), /not marked for the backup.*Nova answers 500/)
     await second.end()
   })
+  test('waits for a cloud that says nothing only so long', async (t) => {
+    const { fake, begin, warnings } = await scene(t)
+    fake.on('GET /compute/servers/srv-1', () => new Promise(() => undefined))
+    const run = await begin({ patienceMs: 300 })
+    assert.deepEqual([run.description, run.mark], [undefined, 'none'])
+    assert.match(warnings.join(), /did not answer within 0.3 s/)
+    await assert.rejects(begin({ patienceMs: 300, isRequired: true }), { code: 'CLOUD_UNAVAILABLE' })
+  })
   test('goes on without Nova, and does not where Nova is required', async (t) => {
     const { fake, begin, warnings } = await scene(t)
     fake.on('GET /compute/servers/srv-1', { status: 500, json: {} })
