@@ -142,6 +142,7 @@ async function bySource(pending: Comparison['pending'], there: Comparison['there
     failing.abort(error)
   })))
   if (failure !== undefined) throw failure
+  signal.throwIfAborted()
 }
 
 /** Only what this replication brought, and never everything: a source that lists nothing is more likely broken than empty. */

@@ -135,7 +135,7 @@ async function moveOnce(deps: TransferDeps, due: Set<ChunkKey>, signal: AbortSig
   const { source, sending, limiter, counts, pace, slots } = deps
   const left = new Set(due)
   const { sessionId } = sending
-  let body: ChunkGroup[] = [], bodyBytes = 0
+  let body: ChunkGroup[] = [], bodyBytes = 0, bodyFrames = 0
   /** Bodies are put on while the next ones arrive, as long as there is room for them on the way. */
   const putting: Promise<void>[] = []
   let failure: { readonly error: unknown } | undefined
@@ -143,7 +143,7 @@ async function moveOnce(deps: TransferDeps, due: Set<ChunkKey>, signal: AbortSig
     if (body.length === 0) return
     const groups = body
     body = []
-    bodyBytes = 0
+    bodyBytes = bodyFrames = 0
     await slots.bodies.acquire(1, signal)
     putting.push(putGroups(deps, groups, signal, onKept).then((kept) => {
       for (const key of kept) left.delete(key)
@@ -159,9 +159,10 @@ async function moveOnce(deps: TransferDeps, due: Set<ChunkKey>, signal: AbortSig
       await limiter?.take(bytesOfGroup(group), signal)
       const rawBytes = rawBytesOf(group) + group.rawBytes.length * FRAME_HEADER_BYTES
       pace.note(group.rawBytes.length, rawBytes)
-      if (bodyBytes + rawBytes > BODY_RAW_BYTES) await put()
+      if (bodyBytes + rawBytes > BODY_RAW_BYTES || bodyFrames + group.rawBytes.length > LIMITS.bodyFramesMax) await put()
       body.push(group)
       bodyBytes += rawBytes
+      bodyFrames += group.rawBytes.length
     }
   } catch (error) {
     signal.throwIfAborted()

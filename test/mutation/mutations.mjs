@@ -11,6 +11,7 @@ const RESTORE = ['client/restore.test.ts']
 const GC = ['gc/field-accidents.test.ts', 'gc/collect.test.ts']
 const INDEX = ['index/lmdb-index.test.ts']
 const RETENTION = ['repo/retention/retention.test.ts', 'repo/retention/witnessed-time.test.ts']
+const REPLICATION = ['replication/engine.test.ts']
 
 export const MUTATIONS = [
   ...GC_MUTATIONS,
@@ -46,7 +47,7 @@ export const MUTATIONS = [
   { name: 'collection: an overtaken one goes on (in memory)', file: 'src/index/memory-index.ts', from: 'if (this.#collecting !== epoch) throw staleCollection()', to: '', tests: GC },
   { name: 'collection: entries move to packs that are not there', file: 'src/index/collection-writes.ts', from: 'if (to !== undefined && packs.get(packOfPosition(to)) !== undefined)', to: 'if (to !== undefined)', tests: INDEX },
   { name: 'collection: revived entries do not end it', file: 'src/index/pack-writes.ts', from: 'if (collection.collecting !== 0) {', to: 'if (false) {', tests: INDEX },
-  { name: 'collection: no second look at the parent', file: 'src/repo/sessions.ts', from: 'if (inherited && await index.getSnapshot(snapshot.snapshotId) === undefined)', to: 'if (false)', tests: GC },
+  { name: 'collection: no second look at the parent', file: 'src/repo/sessions.ts', from: 'if (inherited && await index.getSnapshot(snapshot!.snapshotId) === undefined)', to: 'if (false)', tests: GC },
   { name: 'collection: inherited pins are not followed', file: 'src/gc/mark.ts', from: 'if (hasBit(inherited, entry) && !this.marks.reach(', to: 'if (false && !this.marks.reach(', tests: GC },
   { name: 'collection: nodes in later packs are not followed', file: 'src/gc/mark.ts', from: '&& kind === CHUNK_KINDS.node) this.#newNodes.add(number, entry) },', to: '&& false) return },', tests: GC },
   { name: 'collection: goes on past lost nodes', file: 'src/gc/collect.ts', from: 'if (brokenNodes === 0 || acceptDamage === true) return', to: 'return', tests: GC },
@@ -60,11 +61,19 @@ export const MUTATIONS = [
   { name: 'retention: a lock may be shortened', file: 'src/repo/retention/manage-retention.ts', from: 'if (leftMs > forMs)', to: 'if (false)', tests: RETENTION },
   { name: 'retention: the repository lock may be shortened', file: 'src/repo/retention/manage-retention.ts', from: 'if (lockMs < settings.lockMs)', to: 'if (false)', tests: RETENTION },
   { name: 'retention: rules drop the newest of a source', file: 'src/repo/retention/plan.ts', from: "...(newest.has(verdict.snapshot) ? ['newest of its source'] : []), ", to: '', tests: RETENTION },
-  { name: 'retention: the client tells the time', file: 'src/repo/snapshot-format.ts', from: 'const { source, receivedAtMs, tags } = parseRecord(signed)', to: 'const { source, startedAtMs: receivedAtMs, tags } = parseRecord(signed)', tests: RETENTION },
+  { name: 'retention: the client tells the time', file: 'src/repo/snapshot-format.ts', from: 'const { source, receivedAtMs, tags, sessionId } = parseRecord(signed)', to: 'const { source, startedAtMs: receivedAtMs, tags, sessionId } = parseRecord(signed)', tests: RETENTION },
   { name: 'retention: settings are believed unauthenticated', file: 'src/repo/retention/settings-format.ts', from: '|| !timingSafeEqual(given, expected)) return undefined', to: ') return undefined', tests: RETENTION },
   { name: 'retention: unknown settings are taken for none', file: 'src/repo/retention/retention.ts', from: 'if (local === undefined) return error', to: 'if (false) return error', tests: RETENTION },
 
   // Bounds.
+  { name: 'replication: any signer will do', file: 'src/repo/replica/receive-snapshot.ts', from: 'if (verifyKey !== own) await parts.origins.require({ repositoryId: record.repositoryId, verifyKey })\n  else if', to: 'if', tests: REPLICATION },
+  { name: 'replication: a key signs for any repository', file: 'src/repo/replica/origins.ts', from: 'if (found?.repositoryId !== repositoryId)', to: 'if (found === undefined)', tests: REPLICATION },
+  { name: 'replication: what any node lists is inherited', file: 'src/repo/replica/hold-refs.ts', from: 'state === REF_STATES.inherited ?', to: 'state >= REF_STATES.unpinned ?', tests: REPLICATION },
+  { name: 'replication: two records of one push', file: 'src/repo/replica/receive-snapshot.ts', from: 'if (ofSession !== undefined && ofSession.source === record.source)', to: 'if (false)', tests: REPLICATION },
+  { name: 'replication: a receiving session commits', file: 'src/repo/commit-snapshot.ts', from: "if (session.mode === 'replicate')", to: 'if (false)', tests: REPLICATION },
+  { name: 'replication: a peer need not prove itself', file: 'src/replication/http-side.ts', from: '!isProvenPeer(challenge, reply, this.verifyKey)', to: 'false', tests: ['e2e/replication-regions.test.ts'] },
+  { name: 'replication: what was dropped here is brought again', file: 'src/replication/run-replication.ts', from: '&& !brought.has(id))\n', to: ')\n', tests: REPLICATION },
+  { name: 'replication: everything is mirrored away', file: 'src/replication/run-replication.ts', from: 'if (listed.size === 0) {', to: 'if (false) {', tests: REPLICATION },
   { name: 'bound: what a body unfolds to', file: 'src/core/frames.ts', from: 'if (rawTotal > LIMITS.bodyBytesMax)', to: 'if (false)', tests: PROTOCOL },
   { name: 'bound: depth of a tree', file: 'src/repo/verify-tree.ts', from: 'stack.length >= LIMITS.treeDepthMax || ', to: '', tests: TREES },
   { name: 'bound: a repeated id is framed at once', file: 'src/repo/read-chunks.ts', from: 'bytes + rawBytes > LIMITS.chunkBytesMax', to: 'false', tests: PROTOCOL },
@@ -77,7 +86,7 @@ export const MUTATIONS = [
   { name: 'order: a pack is in the index before its rename', file: 'src/repo/pack-writer.ts', from: 'await effects.rename(this.#path, file)\n    await effects.fsyncDirectory(directory)',
     to: 'void effects.rename(this.#path, file).then(() => effects.fsyncDirectory(directory)).catch(() => undefined)', tests: CRASH },
   { name: 'order: a commit does not wait for the target', file: 'src/repo/commit-snapshot.ts', from: 'await waitForTarget(parts, signal) // W3', to: '// W3', tests: [...CRASH, 'repo/commit-order.test.ts'] },
-  { name: 'order: a snapshot is written before its tree is verified', file: 'src/repo/commit-snapshot.ts', from: 'await verifyPushedTree(parts, sessionId, request.root, signal) // W4',
+  { name: 'order: a snapshot is written before its tree is verified', file: 'src/repo/commit-snapshot.ts', from: 'await verifyPushedTree(parts, sessionId, root, signal) // W4',
     to: '// W4', tests: PROTOCOL },
   { name: 'order: a snapshot is in the index before it is on the target', file: 'src/repo/commit-snapshot.ts',
     from: '  await parts.store.put(snapshotKey(signed.snapshotId), bytesBody(object), { signal }) // W5\n  const row = await parts.index.commitSnapshot(toSnapshotRow(signed), sessionId) // W6\n',

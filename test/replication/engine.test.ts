@@ -6,12 +6,15 @@ import { test } from 'node:test'
 import { GROUP_CODECS, type ChunkGroup } from '../../src/core/chunk-groups.js'
 import { RoostError } from '../../src/core/errors.js'
 import { signDetached, signingKeysFromSeed } from '../../src/core/nacl.js'
-import { digest } from '../../src/core/hash.js'
+import { LIMITS } from '../../src/core/limits.js'
+import { digest, hashChunk } from '../../src/core/hash.js'
+import { encodeNode, NODE_TYPES } from '../../src/core/node-format.js'
 import type { SignedSnapshot, SnapshotRecord } from '../../src/core/messages.js'
 import type { LocalRepository } from '../../src/repo/local-repository.js'
+import { LocalSide } from '../../src/replication/local-side.js'
 import type { NearSide } from '../../src/replication/side.js'
 import { altered, broughtIds, BroughtInMemory, problemsOf, replicaOf, replicate, replicationScene } from '../support/replication-scene.js'
-import { buildWorld, never, pushTree, restoreTree } from '../support/repository-world.js'
+import { buildTree, buildWorld, chunksOf, commitRequest, frameBody, never, openPush, pushTree, restoreTree } from '../support/repository-world.js'
 
 const FIRST = [Buffer.from('one'), Buffer.alloc(60_000, 'x'), Buffer.from('three')]
 const SECOND = [...FIRST, Buffer.from('of the second day')]
@@ -223,7 +226,6 @@ test('two snapshots of one push with different content are an alarm, and nothing
   await Promise.all([source.close(), sink.close()])
 })
 async function sidesWith(source: LocalRepository, sink: LocalRepository, other: SignedSnapshot): Promise<{ source: NearSide; sink: NearSide; near: NearSide }> {
-  const { LocalSide } = await import('../../src/replication/local-side.js')
   const real = new LocalSide(source), near = new LocalSide(sink)
   const { snapshots: [known] } = await source.peer.outline(undefined)
   return { near, sink: near, source: altered(real as NearSide, {
@@ -285,4 +287,47 @@ test('a snapshot whose signer is not taken in is refused before anything moves',
   assert.deepEqual(problemsOf(await replicate(stranger, sink, { wrapSource: (side) => counting(side, counts) })), ['SIGNER_UNKNOWN'])
   assert.deepEqual([counts.fetched, (await sink.stats()).chunks], [0, chunks])
   await Promise.all([source.close(), sink.close(), stranger.close()])
+})
+test('a node that merely is there is no base: what it lists is not inherited, and no snapshot is taken in on it', async (t) => {
+  const { source, sink } = await replicationScene(t)
+  const { session, key } = await openPush(source)
+  const lower = buildTree(key, FIRST)
+  const idOfNode = (bytes: Buffer): Buffer => hashChunk(key, bytes, 2).subarray(0, 32)
+  const root = encodeNode(NODE_TYPES.directory, [{ kind: 2, id: idOfNode(lower.root) }], Buffer.alloc(0))
+  await source.putChunks(session, frameBody(key, [...chunksOf(lower), { bytes: root, kind: 2 }]), never)
+  const { snapshot: { id } } = await source.commit(session, { ...commitRequest(key, lower), root: idOfNode(root).toString('hex') }, never)
+  const sending = await source.peer.openSession({ kind: 'send', snapshot: id, challenge: '00'.repeat(32) }, { tokenId: 't' })
+  const near = new LocalSide(sink)
+  const nodes = Buffer.concat([idOfNode(root), idOfNode(lower.root)])
+  const receiving = await near.open({ kind: 'receive', source: 's', bases: [] })
+  // Its push never ended: two nodes came, what the lower one lists did not.
+  const groups: ChunkGroup[] = []
+  for await (const group of source.peer.fetch(sending.sessionId as never, nodes, never)) groups.push(group)
+  await near.put(receiving.sessionId, groups, never)
+  await near.close(receiving.sessionId)
+  const next = await near.open({ kind: 'receive', source: 's', bases: [] })
+  assert.deepEqual([...await near.hold(next.sessionId, nodes)], [0], 'they are there')
+  await near.inherit(next.sessionId, nodes, never)
+  const signed = await source.getSnapshot(id as never)
+  await assert.rejects(near.receive(next.sessionId, { ...signed, signer: source.info().verifyKey }, never), { code: 'COMMIT_INCOMPLETE' })
+  assert.deepEqual(broughtIds(await replicate(source, sink)), [id])
+  for await (const event of sink.check({ readDataPercent: 100 }, never)) assert.notEqual(event.type, 'problem', JSON.stringify(event))
+  await Promise.all([source.close(), sink.close()])
+})
+test('very many very small chunks stay within what a body may hold', async (t) => {
+  const { source, sink } = await replicationScene(t)
+  const many = Array.from({ length: 9_000 }, (_, i) => Buffer.from(`${i}`))
+  const { session, key } = await openPush(source)
+  const tree = buildTree(key, many)
+  for (let at = 0; at < many.length; at += 3_000) await source.putChunks(session, frameBody(key, many.slice(at, at + 3_000).map((bytes) => ({ bytes, kind: 1 }))), never)
+  await source.putChunks(session, frameBody(key, [{ bytes: tree.root, kind: 2 }]), never)
+  const { snapshot: { id } } = await source.commit(session, commitRequest(key, tree), never)
+  const frames: number[] = []
+  assert.deepEqual(broughtIds(await replicate(source, sink, { wrapSink: (side) => altered(side, { put: (on, groups, signal) => {
+    frames.push(groups.reduce((sum, group) => sum + group.rawBytes.length, 0))
+    return side.put(on, groups, signal)
+  } }) })), [id])
+  assert.ok(frames.every((count) => count <= LIMITS.bodyFramesMax), `${frames.join(' ')}`)
+  assert.equal((await sink.stats()).chunks, many.length + 1)
+  await Promise.all([source.close(), sink.close()])
 })
