@@ -74,8 +74,8 @@ export async function prepareMoment({ monitor, fleece, events }: MomentDeps, { r
   await add('A mark cannot be left in QEMU', { driver: 'null-co', 'node-name': runName(run, 'mark', runs ? MARKS.ran : MARKS.stood), 'read-zeroes': true, size: 512 })
   await startServer(monitor, fleece.socketPath, signal)
   events.onServing()
-  for (const [at, { disk }] of disks.entries()) {
-    const filename = fleece.addFile(disk.bytes)
+  for (const at of disks.keys()) {
+    const filename = fleece.filePath(at)
     await add(`QEMU cannot use the fleece ${filename} (it runs as another user, or a profile of AppArmor or SELinux forbids it; docs/machines.md §Permissions)`,
       { driver: 'raw', 'node-name': runName(run, 'fleece', at), file: { driver: 'file', filename } })
   }

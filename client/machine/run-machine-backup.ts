@@ -195,7 +195,7 @@ async function withMoment(run: Run, preparation: Preparation): Promise<MachineBa
   let leftovers: readonly string[] = []
   try {
     const owner = await ownerOf(options.monitor, { signal })
-    fleece = new Fleece({ ...options.fleece, ...(owner === undefined ? {} : { owner }) })
+    fleece = new Fleece({ ...options.fleece, diskBytes: preparation.disks.map(({ disk }) => disk.bytes), ...(owner === undefined ? {} : { owner }) })
     watchdog = await startWatchdog({
       monitor: options.monitor, run: runId, bitmaps: begun, directory: fleece.directory, locks: [run.lockName, runLockOf(runId)],
       standingMsMax: options.freezeMsMax + STANDING_GRACE_MS, ...(preparation.agent === undefined ? {} : { agent: preparation.agent }),

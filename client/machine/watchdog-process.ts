@@ -1,9 +1,9 @@
 /** The watchdog's own process (see watchdog.ts). Everything that it does can be done twice, by the next backup for instance. */
-import { rmSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { systemClock } from '../../src/core/clock.js'
 import { systemRandom } from '../../src/core/random.js'
 import { hasClientCode } from '../../src/protocol/client-errors.js'
+import { removeFleeceDirectory } from './fleece.js'
 import { tryLock, type MachineLock } from './machine-lock.js'
 import { openMonitor } from './open-monitor.js'
 import { QemuRefusal } from './monitor.js'
@@ -42,7 +42,10 @@ createInterface({ input: process.stdin }).on('line', (line) => {
 }).on('close', () => {
   clearTimeout(standing)
   if (isDone || task === undefined) process.exit(0)
-  void rescue(task).then((text) => { tell(text); process.exit(0) }, (error: Error) => { tell(`the rescue failed: ${error.message}; the next backup of the machine tries again`); process.exit(1) })
+  void rescue(task).then((text) => {
+    if (text !== undefined) tell(text)
+    process.exit(0)
+  }, (error: Error) => { tell(`the rescue failed: ${error.message}; the next backup of the machine tries again`); process.exit(1) })
 })
 
 /** It is stopped (Ctrl-Z) or hangs, and the guest waits: the end of its pipe is our cue. */
@@ -53,7 +56,8 @@ function endParent(): void {
 }
 function tell(text: string): void { process.stderr.write(`roost: watchdog: ${text}\n`) }
 
-async function rescue(task: WatchdogTask): Promise<string> {
+/** What was done, in words; undefined: there was nothing to do. */
+async function rescue(task: WatchdogTask): Promise<string | undefined> {
   const end = systemClock.monotonicMs() + RESCUE_MS_MAX
   let unreachableSinceMs: number | undefined
   for (;;) {
@@ -65,8 +69,8 @@ async function rescue(task: WatchdogTask): Promise<string> {
         const now = systemClock.monotonicMs()
         unreachableSinceMs = hasClientCode(error, 'MACHINE_UNREACHABLE') ? unreachableSinceMs ?? now : undefined
         if (unreachableSinceMs !== undefined && now - unreachableSinceMs > GONE_MS) {
-          rmSync(task.directory, { recursive: true, force: true })
-          return 'the backup was killed, and QEMU is gone as well: nothing is left to clean up'
+          removeFleeceDirectory(task.directory, task.bitmaps.length)
+          return undefined // killed, and QEMU is gone as well: nothing is left to clean up
         }
         if (now > end) throw error
       } finally {
@@ -84,7 +88,7 @@ async function cleanUp(task: WatchdogTask): Promise<string> {
     if (!mayBeCommitted) for (const { node, name } of task.bitmaps) await monitor.execute('block-dirty-bitmap-remove', { node, name }).catch((error: unknown) => {
       if (!(error instanceof QemuRefusal)) throw error // it never came to be
     })
-    rmSync(task.directory, { recursive: true, force: true })
+    removeFleeceDirectory(task.directory, task.bitmaps.length)
     return `the backup was killed; ${report.resumed ? 'the machine was resumed, ' : ''}${report.thawedCount > 0 ? `${report.thawedCount} file systems were thawed, ` : ''}QEMU is as it was before`
   } finally {
     monitor.close()
