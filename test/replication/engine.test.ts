@@ -305,6 +305,7 @@ test('a node that merely is there is no base: what it lists is not inherited, an
   for await (const group of source.peer.fetch(sending.sessionId as never, nodes, never)) groups.push(group)
   await near.put(receiving.sessionId, groups, never)
   await near.close(receiving.sessionId)
+  await pushTree(sink, [Buffer.from('somebody commits, which seals what is open')])
   const next = await near.open({ kind: 'receive', source: 's', bases: [] })
   assert.deepEqual([...await near.hold(next.sessionId, nodes)], [0], 'they are there')
   await near.inherit(next.sessionId, nodes, never)
