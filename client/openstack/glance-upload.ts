@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto'
 import { Transform, type Writable } from 'node:stream'
 import type { Clock } from '../../src/core/clock.js'
+import { MiB } from '../../src/core/limits.js'
 import type { Cloud, Json } from '../../src/openstack/cloud.js'
 import { CloudError, hasCloudCode } from '../../src/openstack/cloud-error.js'
 import { text, whole } from './json-parts.js'
@@ -33,6 +34,8 @@ const RESERVED = ['id', 'name', 'status', 'visibility', 'owner', 'size', 'virtua
 /** Glance may move the whole image once it has it. */
 const FINISH_MS_MAX = 15 * 60_000
 const STALL_MS = 120_000
+/** Between the repository and Glance: so much is read ahead of what Glance takes. */
+const BUFFER_BYTES = 8 * MiB
 const LOOK_MS = 5_000
 const ACTIVE_ATTEMPTS = 60
 const DELETE_MS_MAX = 20_000
@@ -67,7 +70,7 @@ async function sendBytes(cloud: Cloud, id: string, upload: ImageUpload, deps: Up
     ending.abort(failure)
     body.destroy(failure as Error)
   }
-  const body = new Transform({ transform: (part: Buffer, _encoding, done) => {
+  const body = new Transform({ highWaterMark: BUFFER_BYTES, transform: (part: Buffer, _encoding, done) => {
     hash.update(part)
     bytes += part.byteLength
     deps.progress?.(bytes)
