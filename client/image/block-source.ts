@@ -19,7 +19,9 @@ export type BlockReads =
   | { readonly kind: 'direct'; read(into: Buffer, position: number): number }
   /** Many at a time, up to `windowBytes` of them, best in pieces of `requestBytes`. Undefined: all zeroes. The buffer is the caller's. */
   | { readonly kind: 'queued'; readonly requestBytes: number; readonly windowBytes: number
-    read(position: number, bytes: number): Promise<Buffer | undefined> }
+    read(position: number, bytes: number): Promise<Buffer | undefined>
+    /** The caller is done with what a read gave: its memory may be used again. */
+    release?(data: Buffer): void }
 
 /** Of extents(true): the map cannot be told, or cannot be relied on. The message says why, as the end of a sentence. */
 export class MapUnusable extends Error {

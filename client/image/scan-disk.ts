@@ -126,6 +126,7 @@ class DiskPass {
         if (step.kind !== 'read') { await this.#takeOver(step); continue }
         this.#countTo(step.from)
         for (let slot = step.from; slot < step.to; slot++) await this.#takeRead(step, slot)
+        if (step.data !== undefined) reads.release?.(step.data)
       }
     }
     this.#countTo(slotCount(shape))

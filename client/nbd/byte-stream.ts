@@ -16,15 +16,11 @@ export class ByteStream {
   #cameBytes = 0
   #end: Error | undefined
   #wake: (() => void) | undefined
+  /** What fill() waits to have filled: taken from what comes, without a copy in between. */
+  #target: Buffer | undefined
   /** Bytes that ever came: whether a peer goes on. */
   received = 0
-  readonly #onData = (bytes: Buffer): void => {
-    this.received += bytes.byteLength
-    this.#came.push(bytes)
-    this.#cameBytes += bytes.byteLength
-    if (this.#cameBytes > PAUSE_BYTES) this.socket.pause()
-    this.#wake?.()
-  }
+  readonly #onData = (bytes: Buffer): void => { this.#take(bytes, false) }
   readonly #onEnd = (error?: unknown): void => {
     this.fail(new NbdLost('The NBD server ended the connection.', error instanceof Error ? { cause: error } : {}))
   }
@@ -38,6 +34,26 @@ export class ByteStream {
   /** Whoever waits, now or later, gets `error`, once what came before is taken. */
   fail(error: Error): void {
     this.#end ??= error
+    this.#wake?.()
+  }
+  /** What came, in memory that its owner uses again once this returns. False: no more for now, until the socket is resumed. */
+  feed(bytes: Buffer): boolean {
+    this.#take(bytes, true)
+    return this.#cameBytes <= PAUSE_BYTES
+  }
+  #take(bytes: Buffer, isLent: boolean): void {
+    this.received += bytes.byteLength
+    let rest = bytes
+    if (this.#target !== undefined) {
+      const taken = rest.copy(this.#target)
+      this.#target = taken < this.#target.byteLength ? this.#target.subarray(taken) : undefined
+      rest = rest.subarray(taken)
+      if (this.#target === undefined) this.#wake?.()
+    }
+    if (rest.byteLength === 0) return
+    this.#came.push(isLent ? Buffer.from(rest) : rest)
+    this.#cameBytes += rest.byteLength
+    if (this.#cameBytes > PAUSE_BYTES) this.socket.pause()
     this.#wake?.()
   }
   /** Leaves the socket to another, such as TLS. Errors of it stay heard. */
@@ -57,10 +73,13 @@ export class ByteStream {
   }
   /** @throws what ended it first; `target` is then filled in part */
   async fill(target: Buffer): Promise<void> {
-    for (let at = 0; at < target.byteLength;) {
-      while (this.#cameBytes === 0) await this.#more()
-      at += this.#shift(target.byteLength - at).copy(target, at)
-    }
+    let at = 0
+    while (at < target.byteLength && this.#cameBytes > 0) at += this.#shift(target.byteLength - at).copy(target, at)
+    if (at === target.byteLength) return
+    this.#target = target.subarray(at)
+    try {
+      while (this.#target !== undefined) await this.#more()
+    } finally { this.#target = undefined }
   }
   #shift(countMax: number): Buffer {
     const first = this.#came[0]!

@@ -9,7 +9,7 @@ import { orAborted } from '../../src/core/concurrency.js'
 import { ByteStream, NbdLost } from './byte-stream.js'
 import { connectSocket, shakeHands, type NbdAgreement, type NbdTarget } from './client-handshake.js'
 import { broken, decodeChunkHeader, encodeRequest, SIMPLE_REPLY_BYTES, type StatusExtent } from './client-protocol.js'
-import { CHUNK_REST_BYTES, DoneReply, ReadReply, StatusReply, type PendingReply } from './client-reply.js'
+import { CHUNK_REST_BYTES, DoneReply, ReadReply, StatusReply, type Allocate, type PendingReply } from './client-reply.js'
 import { COMMANDS, MAGIC } from './protocol.js'
 
 /** A request may take this many times stallMs while others are answered. */
@@ -34,8 +34,9 @@ export class NbdConnection {
     late.catch(() => undefined) // after the race it is only the end of the waiting
     let raw: Socket | undefined
     const opening = (async () => {
-      raw = await connectSocket(target.address, AbortSignal.any([signal, over.signal]))
-      return await shakeHands(raw, target)
+      const connected = await connectSocket(target.address, AbortSignal.any([signal, over.signal]))
+      raw = connected.raw
+      return await shakeHands(connected.stream, target)
     })()
     opening.catch(() => undefined) // when it was too late, nobody listens
     try {
@@ -50,10 +51,10 @@ export class NbdConnection {
   }
   get failure(): Error | undefined { return this.#failure }
 
-  /** The bytes, in memory of their own; undefined: all zeroes. Within the export, and as its block sizes want.
+  /** The bytes, in memory of `allocate`; undefined: all zeroes. Within the export, and as its block sizes want.
    *  @throws {NbdServerError}; {NbdLost}; {ClientError} NBD_BROKEN */
-  read(offset: number, bytes: number): Promise<Buffer | undefined> {
-    return new Promise((resolve, reject) => { this.#ask(COMMANDS.read, offset, bytes, new ReadReply(offset, bytes, this.#beats, resolve, reject)) })
+  read(offset: number, bytes: number, allocate: Allocate): Promise<Buffer | undefined> {
+    return new Promise((resolve, reject) => { this.#ask(COMMANDS.read, offset, bytes, new ReadReply(offset, bytes, this.#beats, allocate, resolve, reject)) })
   }
   /** By context's id, from `offset` on; each tells of at least one byte and at most `bytes`. @throws as read */
   status(offset: number, bytes: number): Promise<ReadonlyMap<number, readonly StatusExtent[]>> {

@@ -5,6 +5,7 @@
  */
 import { connect as connectTcp, isIP, type Socket } from 'node:net'
 import { connect as connectTls, type TLSSocket } from 'node:tls'
+import { asBuffer } from '../../src/core/bytes.js'
 import { describeCause } from '../../src/core/errors.js'
 import { ClientError } from '../../src/protocol/client-errors.js'
 import type { NbdClientTls, NbdSourceAddress } from '../image/open-source.js'
@@ -40,15 +41,22 @@ const EXPORT_NAME_ZEROES = 124
 export const addressText = (address: NbdSourceAddress): string => address.kind === 'unix' ? address.path
   : `${isIP(address.host) === 6 ? `[${address.host}]` : address.host}:${address.port}`
 
+/** What one read of the socket takes at most: into memory that is used again, where no TLS is in between. */
+const READ_BYTES = 256 * 1024
+
 /** Resolves when it is connected. @throws {ClientError} NBD_UNREACHABLE; `signal.reason` */
-export async function connectSocket(address: NbdSourceAddress, signal: AbortSignal): Promise<Socket> {
+export async function connectSocket(address: NbdSourceAddress, signal: AbortSignal): Promise<{ readonly raw: Socket; readonly stream: ByteStream }> {
   signal.throwIfAborted()
-  const socket = address.kind === 'unix' ? connectTcp({ path: address.path })
-    : connectTcp({ host: address.host, port: address.port, noDelay: true, keepAlive: true })
+  const place = address.kind === 'unix' ? { path: address.path } : { host: address.host, port: address.port, noDelay: true, keepAlive: true }
+  const mayLend = address.kind === 'unix' || address.tls === undefined
+  let stream: ByteStream | undefined
+  const onread = { buffer: Buffer.allocUnsafeSlow(READ_BYTES), callback: (count: number, buffer: Uint8Array) => stream!.feed(asBuffer(buffer).subarray(0, count)) }
+  const socket = connectTcp({ ...place, ...(mayLend ? { onread } : {}) })
+  const listening = stream = new ByteStream(socket)
   return await new Promise((resolve, reject) => {
     const onAbort = (): void => { socket.destroy(); reject(signal.reason as Error) }
     signal.addEventListener('abort', onAbort, { once: true })
-    socket.once('connect', () => { signal.removeEventListener('abort', onAbort); resolve(socket) })
+    socket.once('connect', () => { signal.removeEventListener('abort', onAbort); resolve({ raw: socket, stream: listening }) })
     socket.on('error', (error) => {
       signal.removeEventListener('abort', onAbort)
       reject(new ClientError('NBD_UNREACHABLE', `No NBD server answers at ${addressText(address)}: ${describeCause(error)}`, { cause: error }))
@@ -58,13 +66,13 @@ export async function connectSocket(address: NbdSourceAddress, signal: AbortSign
 
 /** The socket to go on with (another one under TLS) and what was agreed on.
  *  @throws {ClientError} NBD_REFUSED, NBD_BROKEN; {NbdLost} */
-export async function shakeHands(raw: Socket, target: NbdTarget): Promise<{ readonly stream: ByteStream; readonly agreement: NbdAgreement }> {
+export async function shakeHands(first: ByteStream, target: NbdTarget): Promise<{ readonly stream: ByteStream; readonly agreement: NbdAgreement }> {
   if (Buffer.byteLength(target.exportName) > NAME_BYTES_MAX) throw refused(target, 'a name of an export is at most 4096 bytes')
-  let stream = new ByteStream(raw)
+  let stream = first
   const { flags } = decodeGreeting(await stream.take(18))
   if ((flags & HANDSHAKE_FLAGS.fixedNewstyle) === 0) throw refused(target, 'the server is too old: it does not speak the fixed newstyle')
   const noZeroes = (flags & HANDSHAKE_FLAGS.noZeroes) !== 0
-  raw.write(encodeClientFlags(HANDSHAKE_FLAGS.fixedNewstyle | (noZeroes ? HANDSHAKE_FLAGS.noZeroes : 0)))
+  first.socket.write(encodeClientFlags(HANDSHAKE_FLAGS.fixedNewstyle | (noZeroes ? HANDSHAKE_FLAGS.noZeroes : 0)))
   const { address } = target
   if (address.kind === 'tcp' && address.tls !== undefined) stream = await startTls(stream, target, address.host, address.tls)
   const isStructured = isAck((await ask(stream, target, OPTIONS.structuredReply)).at(-1)!)

@@ -41,6 +41,9 @@ abstract class Reply {
   protected takeSimpleError(error: number): void { this.failure ??= new NbdServerError(error, '') }
 }
 
+/** Memory that holds anything. */
+export type Allocate = (bytes: number) => Buffer
+
 /** Parts of one read: as many as sectors of the smallest kind, and some. */
 const partsMax = (requestBytes: number): number => 64 + Math.ceil(requestBytes / 512)
 
@@ -50,7 +53,7 @@ export class ReadReply extends Reply implements PendingReply {
   /** Ascending, apart from each other: what came. */
   #covered: { from: number; to: number }[] = []
   #parts = 0
-  constructor(readonly offset: number, requestBytes: number, askedAt: number, readonly resolve: (data: Buffer | undefined) => void,
+  constructor(readonly offset: number, requestBytes: number, askedAt: number, readonly allocate: Allocate, readonly resolve: (data: Buffer | undefined) => void,
     readonly reject: (error: Error) => void) { super(requestBytes, askedAt) }
 
   async take(header: ChunkHeader, stream: ByteStream): Promise<void> {
@@ -64,8 +67,8 @@ export class ReadReply extends Reply implements PendingReply {
       case REPLY_CHUNKS.offsetData: {
         if (length <= 8) throw broken('a part with data has none')
         const from = this.#cover(decodeOffset(await stream.take(8)), length - 8)
-        // Holes that come later are zeroes already.
-        this.#target ??= length - 8 === this.requestBytes ? Buffer.allocUnsafeSlow(this.requestBytes) : Buffer.alloc(this.requestBytes)
+        // Holes that come later, or came before, are zeroes then.
+        this.#target ??= length - 8 === this.requestBytes ? this.allocate(this.requestBytes) : this.allocate(this.requestBytes).fill(0)
         await stream.fill(this.#target.subarray(from, from + length - 8))
         return
       }
@@ -82,7 +85,7 @@ export class ReadReply extends Reply implements PendingReply {
     if (error !== 0) { this.takeSimpleError(error); return }
     if (isStructured) throw broken('a read is answered without the structure that was agreed on')
     this.#cover(this.offset, this.requestBytes)
-    this.#target = Buffer.allocUnsafeSlow(this.requestBytes)
+    this.#target = this.allocate(this.requestBytes)
     await stream.fill(this.#target)
   }
   finish(): void {

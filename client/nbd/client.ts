@@ -45,6 +45,9 @@ export type StatusByContext = ReadonlyMap<string, readonly StatusExtent[]>
 export class NbdClient {
   readonly #limits: NbdClientLimits
   readonly #slots = new Semaphore(REQUESTS_IN_FLIGHT)
+  /** Of REQUEST_BYTES each: an allocation a request would be as much garbage as the disk is long. */
+  readonly #free: Buffer[] = []
+  readonly #allocate = (bytes: number): Buffer => (bytes === REQUEST_BYTES ? this.#free.pop() : undefined) ?? Buffer.allocUnsafeSlow(bytes)
   readonly #onAbort = (): void => { this.#current?.close(this.options.signal.reason as Error) }
   #current: NbdConnection | undefined
   #connecting: Promise<NbdConnection> | undefined
@@ -88,9 +91,15 @@ export class NbdClient {
     const whole = Buffer.alloc(bytes)
     parts.forEach((part, i) => {
       const at = pieces[i]!.at - offset
-      part?.copy(whole, Math.max(0, at), Math.max(0, -at))
+      if (part === undefined) return
+      part.copy(whole, Math.max(0, at), Math.max(0, -at))
+      this.release(part)
     })
     return whole
+  }
+  /** Memory that read() gave and nobody looks at any more: the next reads use it. */
+  release(data: Buffer): void {
+    if (data.byteLength === REQUEST_BYTES && this.#free.length < REQUESTS_IN_FLIGHT) this.#free.push(data)
   }
   /** What the contexts say from `offset` on, of at least one byte and at most `bytes` of them, each of its own length.
    *  @throws {NbdServerError} when the server cannot tell; {ClientError} and `signal.reason` as read */
@@ -108,7 +117,7 @@ export class NbdClient {
 
   async #readPiece(offset: number, bytes: number): Promise<Buffer | undefined> {
     try {
-      return await this.#perform((connection) => connection.read(offset, bytes))
+      return await this.#perform((connection) => connection.read(offset, bytes, this.#allocate))
     } catch (error) {
       if (!(error instanceof NbdServerError)) throw error
       throw new ClientError('NBD_FAILED', `The NBD server at ${addressText(this.options.address)} cannot read ${bytes} bytes at ${offset} of "${this.options.exportName}": ` +

@@ -38,7 +38,8 @@ class NbdSource implements BlockSource {
 
   constructor(readonly client: NbdClient, readonly base: Omit<NbdClientOptions, 'contexts'>, readonly dirtyMap: DirtyMapConfig | undefined) {
     this.bytes = client.agreement.bytes
-    this.reads = { kind: 'queued', requestBytes: REQUEST_BYTES, windowBytes: REQUEST_BYTES * REQUESTS_IN_FLIGHT, read: (position, bytes) => client.read(position, bytes) }
+    this.reads = { kind: 'queued', requestBytes: REQUEST_BYTES, windowBytes: REQUEST_BYTES * REQUESTS_IN_FLIGHT, read: (position, bytes) => client.read(position, bytes),
+      release: (data) => { client.release(data) } }
     this.#hasAllocation = client.hasContext(BASE_ALLOCATION)
     if (dirtyMap === undefined) return
     if (client.hasContext(dirtyMap.context)) this.mapParentRoot = dirtyMap.parentRoot

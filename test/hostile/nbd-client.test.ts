@@ -91,6 +91,16 @@ test('an honest server is read right, with and without structured replies, conte
       Buffer.concat([chunk(cookie, 2, Buffer.concat([u64(offset), u32(length)]), 0), chunk(cookie, 0, Buffer.alloc(0))])) }, 'right'],
   ])
 })
+test('memory that is used again shows nothing of what it held: holes are zeroes, in answers too', async (t) => {
+  const half = 256 * KiB
+  const content = noise(64 * half, 9)
+  for (let at = 40 * half; at < content.byteLength; at += 2 * half) content.fill(0, at, at + half)
+  const { code, message } = await backUp(t, { content, contexts: [], request: (asked) => {
+    if (asked.command !== READ || asked.offset < 40 * half) return 'honest'
+    return Buffer.concat([dataChunk(asked, content, asked.offset + half, asked.length - half, 0), chunk(asked.cookie, 2, Buffer.concat([u64(asked.offset), u32(half)]))])
+  } })
+  assert.deepEqual([code, message], ['right', ''])
+})
 test('a handshake that is none, or promises what cannot be, is refused', async (t) => {
   const go = (...replies: readonly Buffer[]): Partial<NbdScript> => ({ option: (option) => option === 7 ? Buffer.concat([...replies, optionReply(7, 1)]) : 'honest' })
   await expectAll(t, [
