@@ -43,8 +43,8 @@ export interface Moment {
 export interface MomentDeps { readonly monitor: Monitor; readonly clock: Clock; readonly random: Random; readonly fleece: Fleece; readonly events: MomentEvents }
 export interface MomentEvents {
   onNotice(text: string): void
-  /** Told before the guest is asked to freeze and after it goes on: the watchdog counts from one to the other. */
-  onStanding(stands: boolean): void
+  /** Told before each step at which the machine may stand: it takes no longer than `forMs`, or something hangs. Undefined: it goes on. */
+  onStanding(forMs: number | undefined): void
   /** From here on the NBD server in QEMU is ours. */
   onServing(): void
 }
@@ -60,6 +60,9 @@ export interface MomentOptions {
 /** After it the old content of a block no longer reaches the fleece: the view breaks, and the guest's write goes on. */
 const COPY_SECONDS_MAX = 10
 const NBD_CONNECTIONS_MAX = 16
+/** Of a step while the machine stands, and of thawing a guest whose agent is busy: the agent's own limits together. */
+const STEP_MS_MAX = 10_000
+const THAW_MS_MAX = 45_000
 
 export const newBitmap = (owner: string, random: Random): string => bitmapName(owner, random.bytes(8))
 
@@ -100,18 +103,19 @@ async function startServer(monitor: Monitor, path: string, signal: AbortSignal):
 export async function takeMoment(deps: MomentDeps, options: MomentOptions, runs: boolean, signal: AbortSignal): Promise<Moment> {
   const { clock, events } = deps
   const standing = new Standing(deps, options)
-  events.onStanding(true)
+  events.onStanding(options.freezeMsMax + STEP_MS_MAX)
   let takenAtMs: number
   let freezing: Awaited<ReturnType<Standing['freeze']>>
   try {
     freezing = runs ? await standing.freeze(signal) : { freezeMs: 0, because: 'the machine does not run' }
     signal.throwIfAborted()
+    events.onStanding(STEP_MS_MAX)
     if (runs) await standing.stop()
     takenAtMs = clock.now()
     await switchDisks(deps.monitor, options)
   } finally {
     await standing.goOn(runs)
-    events.onStanding(false)
+    events.onStanding(undefined)
   }
   // While the guest may be frozen the mark stays: tearDown asks the agent again.
   if (!standing.mayBeFrozen) await deps.monitor.execute('blockdev-del', { 'node-name': runName(options.run, 'mark', runs ? MARKS.ran : MARKS.stood) }).catch(() => undefined)
@@ -176,6 +180,7 @@ class Standing {
   }
   async #thaw(): Promise<void> {
     const { clock, random, events } = this.deps
+    events.onStanding(THAW_MS_MAX)
     try {
       try {
         if (this.#agent === undefined) throw new ClientError('MACHINE_UNREACHABLE', 'The agent is gone.')

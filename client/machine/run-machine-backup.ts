@@ -66,7 +66,6 @@ export interface MachineBackupReport extends BackupReport {
 const VERSION_MIN = 701
 /** What reading ends in when the moment is gone. */
 const LOST = ['NBD_FAILED', 'NBD_UNREACHABLE', 'NBD_BROKEN', 'NBD_REFUSED'] as const
-const STANDING_GRACE_MS = 10_000
 
 /** @throws {ClientError} MACHINE_*, QEMU_REFUSED, FLEECE_FAILED, WATCHDOG_FAILED, POINT_IN_TIME_LOST, and what runBackup throws */
 export async function runMachineBackup(client: RepositoryClient, options: MachineBackupOptions, events: MachineBackupEvents, signal: AbortSignal): Promise<MachineBackupReport> {
@@ -198,7 +197,7 @@ async function withMoment(run: Run, preparation: Preparation): Promise<MachineBa
     fleece = new Fleece({ ...options.fleece, diskBytes: preparation.disks.map(({ disk }) => disk.bytes), ...(owner === undefined ? {} : { owner }) })
     watchdog = await startWatchdog({
       monitor: options.monitor, run: runId, bitmaps: begun, directory: fleece.directory, locks: [run.lockName, runLockOf(runId)],
-      standingMsMax: options.freezeMsMax + STANDING_GRACE_MS, ...(preparation.agent === undefined ? {} : { agent: preparation.agent }),
+      ...(preparation.agent === undefined ? {} : { agent: preparation.agent }),
     }, clock)
     report = await takeAndPush(run, preparation, state, fleece, watchdog)
     state.outcome = 'acknowledged'
@@ -237,7 +236,7 @@ async function cleanUp({ monitor, options, clock, notice }: Run, { ourBitmaps, a
 async function takeAndPush(run: Run, preparation: Preparation, state: RunState, fleece: Fleece, watchdog: Watchdog): Promise<Omit<MachineBackupReport, 'leftovers'>> {
   const { monitor, options, signal, clock, notice, events } = run
   const deps: MomentDeps = { monitor, clock, random: options.random, fleece,
-    events: { onNotice: notice, onStanding: (stands) => { watchdog.standing(stands) }, onServing: () => { state.servesMoment = true } } }
+    events: { onNotice: notice, onStanding: (forMs) => { watchdog.standing(forMs) }, onServing: () => { state.servesMoment = true } } }
   const momentOptions: MomentOptions = { run: state.runId, owner: preparation.owner, disks: preparation.disks, agent: preparation.agent,
     noAgentBecause: preparation.noAgentBecause, freezeMsMax: options.freezeMsMax }
   const runs = await prepareMoment(deps, momentOptions, signal)

@@ -34,7 +34,7 @@ createInterface({ input: process.stdin }).on('line', (line) => {
       break
     case 'standing':
       clearTimeout(standing)
-      if (word.stands && task !== undefined) standing = setTimeout(endParent, task.standingMsMax)
+      if (word.forMs !== undefined) standing = setTimeout(endParent, word.forMs)
       break
     case 'committing': mayBeCommitted = true; break
     case 'done': isDone = true; break

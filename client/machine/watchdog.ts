@@ -19,14 +19,13 @@ export interface WatchdogTask {
   readonly bitmaps: readonly { readonly node: string; readonly name: string }[]
   readonly directory: string
   readonly locks: readonly string[]
-  /** Longer than this the machine does not stand: we are ended. */
-  readonly standingMsMax: number
 }
-export type WatchdogWord = { readonly type: 'task'; readonly task: WatchdogTask } | { readonly type: 'standing'; readonly stands: boolean }
+export type WatchdogWord = { readonly type: 'task'; readonly task: WatchdogTask } | { readonly type: 'standing'; readonly forMs?: number }
   | { readonly type: 'committing' } | { readonly type: 'done' }
 
 export interface Watchdog {
-  standing(stands: boolean): void
+  /** The machine stands, no longer than that: else we hang, and are ended. Undefined: it goes on. */
+  standing(forMs: number | undefined): void
   committing(): void
   /** Everything is out of QEMU: it ends without a deed. */
   done(): void
@@ -57,7 +56,7 @@ export async function startWatchdog(task: WatchdogTask, clock: Clock): Promise<W
   }
   child.unref()
   return {
-    standing: (stands) => { say({ type: 'standing', stands }) },
+    standing: (forMs) => { say({ type: 'standing', ...(forMs === undefined ? {} : { forMs }) }) },
     committing: () => { say({ type: 'committing' }) },
     done: () => {
       say({ type: 'done' })

@@ -54,7 +54,7 @@ describe('a machine that writes on', { skip }, () => {
       await scene.guest.writesOn()
     }
   })
-  test('with an agent that hangs is saved all the same, and goes on', async (t) => {
+  test('with an agent that hangs or is slow is saved all the same, and goes on', async (t) => {
     const scene = await openScene(t, { images })
     await scene.guest.shell('kill -STOP $(cat /run/qga.pid); echo stopped')
     const backup = await scene.backUp()
@@ -62,6 +62,12 @@ describe('a machine that writes on', { skip }, () => {
     assert.match(backup.moment.because!, /did not answer/)
     await scene.guest.shell('kill -CONT $(cat /run/qga.pid); echo on')
     await scene.guest.writesOn()
+    // One that freezes too slowly is thawed before anything else.
+    await scene.guest.shell('echo 4 > /run/hook-sleep; echo set')
+    const late = await scene.backUp('--freeze-timeout', '2')
+    assert.deepEqual([late.moment.consistency, late.moment.because], ['crash', 'The guest agent did not answer guest-fsfreeze-freeze within 2 s.'])
+    await scene.guest.writesOn()
+    await scene.guest.shell('rm /run/hook-sleep; echo removed')
     assert.equal((await scene.backUp()).moment.consistency, 'agent')
     await scene.check(backup.id)
   })
