@@ -332,3 +332,25 @@ test('very many very small chunks stay within what a body may hold', async (t) =
   assert.equal((await sink.stats()).chunks, many.length + 1)
   await Promise.all([source.close(), sink.close()])
 })
+test('collections on both sides, in the middle of a snapshot on its way, take nothing of it; forgetting it at the source does not stop what was begun', async (t) => {
+  const { source, sink } = await replicationScene(t)
+  const first = await pushTree(source, FIRST)
+  await replicate(source, sink)
+  const second = await pushTree(source, SECOND)
+  let collections = 0
+  const collecting = (side: NearSide): NearSide => altered(side, { put: async (session, groups, signal) => {
+    const verdicts = await side.put(session, groups, signal)
+    if (collections++ > 0) return verdicts
+    // The base goes on both sides, and what is being read at the source.
+    for (const id of [first, second]) await source.deleteSnapshot(id as never)
+    await sink.deleteSnapshot(first as never)
+    await pushTree(sink, [Buffer.from('somebody commits, which seals what is open')])
+    for (const repository of [source, sink]) for await (const event of repository.collect({ repackBelow: 1 }, never)) assert.notEqual(event.type, 'problem', JSON.stringify(event))
+    return verdicts
+  } })
+  assert.deepEqual(broughtIds(await replicate(source, sink, { wrapSink: collecting })), [second])
+  assert.ok(collections > 0)
+  assert.deepEqual(await restoreTree(sink, second), SECOND)
+  for await (const event of sink.check({ readDataPercent: 100 }, never)) assert.notEqual(event.type, 'problem', JSON.stringify(event))
+  await Promise.all([source.close(), sink.close()])
+})
