@@ -1,7 +1,6 @@
 /** Disks that are not plain files: image formats and their backing files, LVM snapshots. */
 import assert from 'node:assert/strict'
 import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import { assertSame, backup, lackOfDiskTools, qemuIo, rawImage, sharedWorld, startServer } from '../support/disk-scene.js'
@@ -16,13 +15,13 @@ if (skip !== false) console.log(skip)
 function commandOf(pid: string): string {
   try { return readFileSync(`/proc/${pid}/cmdline`, 'utf8') } catch { return '' } // it ended meanwhile
 }
-const privateDisks = (): string[] => readdirSync(tmpdir()).filter((name) => name.startsWith('roost-disk-'))
+/** What private servers left. */
+const privateDisks = (world: RoostWorld): string[] => readdirSync(world.path('tmp'))
 
 describe('image files', { skip }, () => {
   const openWorld = sharedWorld()
   test('a qcow2 image with backing files of other formats comes back as QEMU reads it', async (t) => {
     const world = await openWorld()
-    const before = privateDisks()
     const base = rawImage(world, 'base.raw', 64 * MiB)
     const middle = world.path('middle.qcow2')
     const top = world.path('web1.qcow2')
@@ -38,7 +37,7 @@ describe('image files', { skip }, () => {
     const second = await backup(world, '--image', top, '--source', 'web1')
     assert.equal(second.statistics['chunksSent']! <= 5, true, `${second.statistics['chunksSent']!} chunks: the one, and what leads to it`)
     await assertSame(world, second.id, top, 'qcow2')
-    assert.deepEqual(privateDisks(), before, 'no server and no socket is left')
+    assert.deepEqual(privateDisks(world), [], 'no server and no socket is left')
   })
   test('other formats are read by their names, several at once, each under a name of its own', async (t) => {
     const world = await openWorld()
@@ -124,7 +123,6 @@ describe('image files', { skip }, () => {
   })
   test('the private server ends with a backup that is killed or interrupted', async (t) => {
     const world = await openWorld()
-    const before = privateDisks()
     const image = world.path('disk.qcow2')
     tool('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', rawImage(world, 'disk.raw', 64 * MiB), image])
     for (const signal of ['SIGKILL', 'SIGINT'] as const) {
@@ -141,7 +139,7 @@ describe('image files', { skip }, () => {
         assert.ok(attempt < 400, 'qemu-nbd is gone')
         await new Promise((resolve) => setTimeout(resolve, 25))
       }
-      if (signal === 'SIGINT') assert.equal(privateDisks().length, before.length + 1, 'the killed one left its empty directory, the interrupted one nothing')
+      if (signal === 'SIGINT') assert.equal(privateDisks(world).length, 1, 'the killed one left its empty directory, the interrupted one nothing')
     }
   })
 })

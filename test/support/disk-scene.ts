@@ -26,7 +26,8 @@ class SharedWorld extends RoostWorld {
   #folder: string | undefined
   enter(folder: string): void {
     this.#folder = undefined
-    mkdirSync(this.path(folder, 'home'), { recursive: true })
+    for (const part of ['home', 'tmp']) mkdirSync(this.path(folder, part), { recursive: true })
+    this.environment['TMPDIR'] = this.path(folder, 'tmp')
     this.#folder = folder
   }
   override path(...parts: readonly string[]): string { return this.#folder === undefined ? super.path(...parts) : super.path(this.#folder, ...parts) }
