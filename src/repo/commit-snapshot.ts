@@ -97,8 +97,8 @@ async function putOnTargets(parts: RepositoryParts, id: SnapshotId, object: Buff
     return true
   } catch (error) {
     // It may have landed, or land yet, here and there: the same bytes follow from the spool. Giving up instead, because the client hung up, would
-    // leave a snapshot that nobody knows and nothing pins, for a later start to take in.
-    if (!isAbort(error) && !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')) throw error
+    // leave a snapshot that nobody knows and nothing pins, for a later start to take in. A server that drains aborts with a reason of its own.
+    if (!signal.aborted && !isAbort(error) && !hasCode(error, 'STORE_UNAVAILABLE') && !hasCode(error, 'STORE_REFUSED')) throw error
     return false
   }
 }
