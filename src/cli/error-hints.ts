@@ -54,7 +54,7 @@ export const ERROR_HINTS: Readonly<Record<ErrorCode, string>> = {
   SNAPSHOT_CORRUPT: 'Do not trust this snapshot. If --verify-key is set, check that it is the key of this repository.',
   REPOSITORY_CORRUPT: 'The header or keys on the target are damaged or of another repository; docs/operations.md §Damage.',
   INDEX_CORRUPT: 'Run `roost rebuild`: the index is a cache and is made anew from the packs.',
-  PEER_REFUSED: 'The peer is not the repository that was named, or not of the same family, or its certificate is not accepted. Check its address, --peer-verify-key and --peer-ca-file; docs/replication.md.',
+  PEER_REFUSED: 'The peer is not the repository that was named, of another family, or its certificate is not accepted. Check its address, --peer-verify-key and --peer-ca-file; docs/replication.md.',
   SERVER_BUSY: 'The server sheds load. Run the command again a little later.',
   SERVER_DRAINING: 'The server is shutting down. Run the command again when it is back.',
   NOT_YET_DURABLE: 'Nothing is lost: the server finishes the upload by itself. `roost snapshots` shows when it is durable.',
