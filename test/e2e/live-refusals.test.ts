@@ -10,8 +10,10 @@ import { openScene, type LiveScene } from '../support/live-scene.js'
 import { isRoot } from '../support/run-roost.js'
 
 const { directory: images, skip } = guestImages()
-/** Writes over what is there, so that old content must go to the fleece, and says how many of its writes failed. */
-const OVERWRITE = 'F=0; for f in $(ls /data/f | head -60); do dd if=/dev/urandom of=/data/f/$f bs=64k count=4 conv=notrunc,fsync 2>/dev/null || F=$((F+1)); done; echo $F'
+/** What the guest writes over while a backup reads: beside the files whose sums it has written down. */
+const WRITE = 'dd if=/dev/urandom of=/data/over bs=64k count=240 conv=fsync 2>/dev/null && echo 0'
+/** Its old content must go to the fleece. Says how many of its writes failed. */
+const OVERWRITE = 'F=0; for i in $(seq 0 4 236); do dd if=/dev/urandom of=/data/over bs=64k count=4 seek=$i conv=notrunc,fsync 2>/dev/null || F=$((F+1)); done; echo $F'
 
 async function assertGuestUnharmed(scene: LiveScene): Promise<void> {
   assert.equal(await scene.guest.shell('dmesg | grep -ci "i/o error"; true'), '0')
@@ -22,8 +24,9 @@ async function assertGuestUnharmed(scene: LiveScene): Promise<void> {
 describe('a fleece that fails', { skip }, () => {
   test('because it reaches its limit ends the backup, and the guest writes on without an error', async (t) => {
     const scene = await openScene(t, { images })
+    assert.equal(await scene.guest.shell(WRITE, 60_000), '0')
     const first = await scene.backUp()
-    const slow = await scene.startSlowBackup('--no-parent', '--fleece-size', '1M')
+    const slow = await scene.startSlowBackup('--no-parent', '--limit-read', '1M', '--fleece-size', '1M') // what it would send is there already
     assert.equal(await scene.guest.shell(OVERWRITE, 60_000), '0')
     const { code, stdout } = await slow.ended
     assert.equal(code, 1)
@@ -40,6 +43,7 @@ describe('a fleece that fails', { skip }, () => {
       spawnSync('umount', ['-l', small])
       rmSync(small, { recursive: true })
     })
+    assert.equal(await scene.guest.shell(WRITE, 60_000), '0')
     const slow = await scene.startSlowBackup('--fleece-dir', small)
     assert.equal(await scene.guest.shell(OVERWRITE, 60_000), '0')
     const { code, stdout } = await slow.ended
