@@ -32,9 +32,13 @@ export interface MachineDisks { readonly disks: readonly MachineDisk[]; /** What
 /** Whose writes no block node sees. */
 const UNSEEN = /^(?:vhost-user-(?:blk|scsi)|vhost-scsi|scsi-block|scsi-generic|vfio-|nvme-pci-host)/
 const DISKS_MAX = 500
+/** Major × 100 + minor, the oldest that was tried. QEMU's NBD server runs in the thread of the disk that it serves. 7.2 aborts there, and its guest dies, as
+ *  soon as a client hangs up: `nbd_blockdev_client_closed: Assertion qemu_in_main_thread()`. A client that is killed hangs up: nothing that we do makes it safe. */
+const IOTHREADS_VERSION_MIN = 1000
 
-/** @throws {ClientError} MACHINE_UNSUPPORTED: a disk that cannot be saved and is not excluded; no disk; a name in `choice` that is none */
-export async function listDisks(monitor: Monitor, choice: DiskChoice, call: MonitorCall = {}): Promise<MachineDisks> {
+/** @param versionNumber of QEMU, as identifyMachine tells it
+ *  @throws {ClientError} MACHINE_UNSUPPORTED: a disk that cannot be saved and is not excluded; no disk; a name in `choice` that is none */
+export async function listDisks(monitor: Monitor, choice: DiskChoice, versionNumber: number, call: MonitorCall = {}): Promise<MachineDisks> {
   const notices: string[] = []
   const found: MachineDisk[] = []
   const seen = new Set<string>()
@@ -53,8 +57,9 @@ export async function listDisks(monitor: Monitor, choice: DiskChoice, call: Moni
     if (block['removable'] === true || inserted['ro'] === true) { notices.push(`${name} (${device}) is ${block['removable'] === true ? 'removable' : 'read-only'}`); continue }
     if (!wants(name)) { notices.push(`${name} (${device}) is excluded`); continue }
     if (UNSEEN.test(device)) throw cannotSave(name, device)
-    if (await usesIothread(monitor, qdev, call)) throw new ClientError('MACHINE_UNSUPPORTED', `The disk ${name} is served by an iothread: QEMU 7.2 was seen to crash when such a disk is ` +
-      `filtered, so it is not touched. Leave it out (--exclude-disk ${name}), run the machine without the iothread, or save the disk from below (an LVM snapshot, the storage).`)
+    if (versionNumber < IOTHREADS_VERSION_MIN && await usesIothread(monitor, qdev, call)) throw new ClientError('MACHINE_UNSUPPORTED', `The disk ${name} is served by an iothread: ` +
+      `a QEMU older than 10.0 may crash when such a disk is read over NBD, so it is not touched. Leave it out (--exclude-disk ${name}), run the machine without the iothread or with QEMU 10.0, ` +
+      'or save the disk from below (an LVM snapshot, the storage).')
     found.push({ name, qdev, device, node, ...await readDisk(monitor, qdev, inserted, call) })
   }
   for (const { name, device } of await listUnseen(monitor, call)) {
@@ -95,7 +100,10 @@ export const bitmapOf = (bitmap: Fields): BitmapState => ({
 async function usesIothread(monitor: Monitor, qdev: string, call: MonitorCall): Promise<boolean> {
   const bus = textOf(await property(monitor, qdev, 'parent_bus', call)) ?? ''
   const above = bus.split('/').map((_part, at, parts) => parts.slice(0, at + 1).join('/')).filter((path) => path.split('/').length > 2)
-  for (const path of [qdev, ...above]) if (textOf(await property(monitor, path, 'iothread', call)) !== undefined) return true
+  for (const path of [qdev, ...above]) {
+    if (textOf(await property(monitor, path, 'iothread', call)) !== undefined) return true
+    if (listOf(await property(monitor, path, 'iothread-vq-mapping', call)).length > 0) return true
+  }
   return false
 }
 /** Devices that bring disks of which QEMU lists nothing: without this they would be left out in silence. */

@@ -115,7 +115,7 @@ async function backUpMachine(run: Run): Promise<MachineBackupReport> {
 
 async function prepare(run: Run, identity: MachineIdentity, agent: AgentAddress | undefined, noAgentBecause: string): Promise<Preparation> {
   const { monitor, options, signal, client, notice } = run
-  const { disks, notices } = await listDisks(monitor, options.disks, { signal })
+  const { disks, notices } = await listDisks(monitor, options.disks, identity.versionNumber, { signal })
   for (const text of notices) notice(`not saved: ${text}`)
   const { qemu, warnings } = await describeQemu(monitor, identity, disks, { signal })
   for (const text of warnings) notice(`the machine's description lacks something: ${text}`)

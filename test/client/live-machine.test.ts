@@ -188,7 +188,8 @@ class ScriptedMonitor implements Monitor {
   readonly told: string[] = []
   constructor(readonly answers: Readonly<Record<string, unknown>>) {}
   execute(command: string, parameters?: Readonly<Record<string, unknown>>): Promise<unknown> {
-    const answer = parameters?.['property'] === 'iothread' || parameters?.['property'] === 'parent_bus' ? '' : this.answers[command]
+    const property = parameters?.['property']
+    const answer = /^(?:iothread|parent_bus)/.test(String(property)) ? this.answers[`qom-get ${String(property)}`] ?? '' : this.answers[command]
     if (!command.startsWith('query') && !command.startsWith('qom-list') && !command.startsWith('qom-get')) this.told.push(`${command} ${Object.values(parameters ?? {}).join(' ')}`.trim())
     return answer instanceof Error ? Promise.reject(answer) : Promise.resolve(answer ?? {})
   }
@@ -220,8 +221,17 @@ test('the way out when there is nothing: nothing is told to QEMU but to stop the
 test('disks that QEMU does not see are not left out in silence', async () => {
   const block = { qdev: 'vda', inserted: { 'node-name': 'n', drv: 'raw', image: { 'virtual-size': 512 } } }
   const monitor = new ScriptedMonitor({ 'query-block': [block], 'qom-get': 'virtio-blk-pci', 'qom-list': [{ name: 'vhost0', type: 'child<vhost-user-blk-pci>' }] })
-  await assert.rejects(listDisks(monitor, { include: [], exclude: [] }), /vhost0 cannot be saved.*--exclude-disk vhost0/)
-  assert.deepEqual((await listDisks(monitor, { include: [], exclude: ['vhost0'] })).disks.map(({ name, qdev }) => [name, qdev]), [['vda', '/machine/peripheral/vda']])
+  await assert.rejects(listDisks(monitor, { include: [], exclude: [] }, 702), /vhost0 cannot be saved.*--exclude-disk vhost0/)
+  assert.deepEqual((await listDisks(monitor, { include: [], exclude: ['vhost0'] }, 702)).disks.map(({ name, qdev }) => [name, qdev]), [['vda', '/machine/peripheral/vda']])
+})
+test('disks in an iothread, by either property, are left to QEMU 10.0 and newer', async () => {
+  const block = { qdev: 'vda', inserted: { 'node-name': 'n', drv: 'raw', image: { 'virtual-size': 512 } } }
+  const none = { include: [], exclude: [] }
+  for (const property of [{ 'qom-get iothread': '/objects/io0' }, { 'qom-get iothread-vq-mapping': [{ iothread: 'io0' }] }]) {
+    const monitor = new ScriptedMonitor({ 'query-block': [block], 'qom-get': 'virtio-blk-pci', ...property })
+    await assert.rejects(listDisks(monitor, none, 902), /vda is served by an iothread/)
+    assert.equal((await listDisks(monitor, none, 1000)).disks.length, 1)
+  }
 })
 test('QEMU\'s user is read from the XML of libvirt', () => {
   assert.deepEqual(qemuOwner('<seclabel type=\'dynamic\' model=\'dac\' relabel=\'yes\'>\n    <label>+64055:+108</label>'), { uid: 64055, gid: 108 })

@@ -45,6 +45,8 @@ export interface GuestOptions {
   readonly agent?: boolean
   readonly extra?: readonly string[]
   readonly machine?: string
+  /** The program and arguments that come before all others; default the QEMU that is installed. */
+  readonly qemu?: readonly [string, ...string[]]
 }
 export class Guest {
   readonly lines: string[] = []
@@ -141,13 +143,14 @@ export class Guest {
 
 /** Starts a guest that boots from its first disk; resolves at once. Gone when the test ends. */
 export function startGuest(t: Pick<TestContext, 'after'>, options: GuestOptions): Guest {
-  const { directory, name = 'guest', disks, uuid, agent = true, extra = [], machine = 'pc' } = options
+  const { directory, name = 'guest', disks, uuid, agent = true, extra = [], machine = 'pc', qemu = ['qemu-system-x86_64'] } = options
   mkdirSync(directory, { recursive: true })
   const [qmp, control, spare, agentPath] = ['qmp', 'control', 'spare', 'agent'].map((what) => join(directory, `${name}.${what}`)) as [string, string, string, string]
   for (const path of [qmp, control, spare, agentPath]) rmSync(path, { force: true })
   const letters = 'abcdefgh'
-  const child = spawn('qemu-system-x86_64', [
-    '-name', name, '-machine', machine, '-accel', 'tcg,tb-size=64', '-m', '160', '-nodefaults', '-display', 'none', '-serial', 'stdio',
+  const [program, ...first] = qemu
+  const child = spawn(program, [
+    ...first, '-name', name, '-machine', machine, '-accel', 'tcg,tb-size=64', '-m', '160', '-nodefaults', '-display', 'none', '-serial', 'stdio',
     ...(uuid === undefined ? [] : ['-uuid', uuid]), ...[qmp, control, spare].flatMap((path) => ['-qmp', `unix:${path},server=on,wait=off`]),
     ...extra, ...disks.flatMap(({ path, format, device = 'virtio-blk-pci' }, at) => [
       '-blockdev', JSON.stringify({ driver: format, 'node-name': `node${at}`, file: { driver: 'file', filename: path } }),
@@ -161,6 +164,15 @@ export function startGuest(t: Pick<TestContext, 'after'>, options: GuestOptions)
   t.after(() => guest.kill())
   process.once('exit', () => { child.kill('SIGKILL') })
   return guest
+}
+/** QEMU 10, as startGuest takes it: the installed one or one unpacked beside it; or why there is none, for `skip`. */
+export function qemuTen(): { readonly qemu: readonly [string, ...string[]]; readonly skip: false } | { readonly qemu: undefined; readonly skip: string } {
+  const directory = join(projectRoot(), '.cache', 'qemu10')
+  const built = spawnSync('bash', [join(projectRoot(), 'test/lab/guest/qemu10.sh'), directory], { encoding: 'utf8', timeout: 300_000 })
+  if (built.status === 0) return { qemu: built.stdout.trim().split('\n') as [string, ...string[]], skip: false }
+  const why = `no QEMU 10: ${built.stderr.trim().split('\n').at(-1) ?? ''}`
+  console.log(`SKIPPED GROUP: disks in an iothread, saved — ${why}`)
+  return { qemu: undefined, skip: why }
 }
 /** A copy of one of the lab's images in another format. */
 export function newDisk(images: string, image: 'boot.raw' | 'data.raw', path: string, format: 'qcow2' | 'raw'): GuestDisk {

@@ -144,15 +144,15 @@ export interface SceneOptions extends Omit<GuestOptions, 'directory' | 'disks'> 
   readonly images: string
   /** Default: one qcow2 that boots. */
   readonly formats?: readonly ('qcow2' | 'raw')[]
-  /** Of the disks; default virtio-blk-pci. */
-  readonly device?: string
+  /** Of all disks, or of each; default virtio-blk-pci. */
+  readonly device?: string | readonly string[]
 }
 /** A server and a guest that writes; both gone when the test ends. The first disk boots, a second one holds data. */
 export async function openScene(t: TestContext, { images, formats = ['qcow2'], device, ...options }: SceneOptions): Promise<LiveScene> {
   const world = await openWorld(t)
   mkdirSync(world.path('vm'))
   const disks = formats.map((format, at): GuestDisk => ({ ...newDisk(images, at === 0 ? 'boot.raw' : 'data.raw', join(world.path('vm'), `disk${at}.${format}`), format),
-    ...(device === undefined ? {} : { device }) }))
+    ...(device === undefined ? {} : { device: typeof device === 'string' ? device : device[at]! }) }))
   const scene = new LiveScene(world, images, disks, options)
   await scene.boot(t)
   return scene
